@@ -1,0 +1,12 @@
+"""Find or fetch the data and write members, reference and non-members. All logic is in common/data/partition.py."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.cli import run_script
+from common.data.partition import main
+
+if __name__ == "__main__":
+    run_script(main, Path(__file__).resolve().parent)

@@ -1,0 +1,12 @@
+"""Train a classifier under a defense (--defense NAME). All logic is in common/train.py and common/defenses/."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.cli import run_script
+from common.train import main
+
+if __name__ == "__main__":
+    run_script(main, Path(__file__).resolve().parent)

@@ -1,0 +1,48 @@
+"""What every command line shares: the common options, and one clear sentence with exit code 2 for bad input."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from common.errors import UserError
+
+DEFAULT_PROFILE = {"synthetic": "small"}  # elsewhere `paper`: a rerun of a table is what the folders exist for
+
+
+def parser(folder: Path, description: str, *, seed: bool = True, device: bool = True) -> argparse.ArgumentParser:
+    """A parser with --profile, --set and, where they apply, --seed and --device."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    profile = DEFAULT_PROFILE.get(folder.name, "paper")
+    made.add_argument(
+        "--profile",
+        default=profile,
+        help=f"a file of {folder.name}/configs, or a path ending in .yaml (default: {profile})",
+    )
+    made.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, as in --set train.epochs=3"
+    )
+    if seed:
+        made.add_argument("--seed", type=int, default=0, metavar="INT", help="seed of the run (default: 0)")
+    if device:
+        made.add_argument(
+            "--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default: auto)"
+        )
+    return made
+
+
+def run_script(main: Callable[[Path, Sequence[str]], None], folder: Path) -> None:
+    """Run `main(folder, arguments)`; a UserError becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        main(folder, sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it was.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `... | head`: not our business
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,213 @@
+"""Every setting of an experiment: frozen dataclasses that hold the paper's values, filled from a data set's YAML.
+
+A profile is a YAML file in the data set's `configs/` (paper.yaml, small.yaml) or a path to one of your own; it names only
+what differs from the defaults here. `--set train.epochs=3` changes one value. A misspelt key, a wrong type or a value out
+of range is refused by name. This module imports no torch, so that `--help` answers at once.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from common.errors import UserError
+
+Options = TypeVar("Options")
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Refuse a setting with one sentence."""
+    if not condition:
+        raise UserError(sentence)
+
+
+@dataclass(frozen=True)
+class Data:
+    """How many images play each part (paper Section IV-A). Pools are drawn per side: members and non-members alike."""
+
+    members: int = 25_000  # the target's training set
+    reference: int = 25_000  # further training images that no target sees (AdvReg, MemGuard)
+    non_members: int = 10_000  # images of the official test set
+    fit: int = 1_000  # the defender's points, on which scenarios 1 and 2 fit their interval
+    known: int = 1_000  # the attacker's points: thresholds and the NN attack are fitted on them
+    scored: int = 2_000  # the points whose membership is guessed
+    seed: int = 0  # draws the partition; the seed of a run (--seed) does not change it
+
+    def __post_init__(self) -> None:
+        for name in ("members", "non_members", "fit", "known", "scored"):
+            require(getattr(self, name) > 0, f"data.{name} must be at least 1, not {getattr(self, name)}.")
+        pool = self.fit + self.known + self.scored
+        for side in ("members", "non_members"):
+            require(
+                pool <= getattr(self, side),
+                f"data.fit + data.known + data.scored = {pool} exceed data.{side} = {getattr(self, side)}: lower them.",
+            )
+
+
+@dataclass(frozen=True)
+class Model:
+    """The target classifier (paper Section IV-A, Appendix A-A)."""
+
+    name: str = "resnet18"  # resnet18, densenet121, vgg16, vit
+    width: int = 0  # 0 = as published; a smaller one makes a small run
+    depth: int = 0  # 0 = as published
+
+
+@dataclass(frozen=True)
+class Train:
+    """The recipe of every classifier (paper Section IV-A): no schedule, no augmentation."""
+
+    epochs: int = 100
+    batch_size: int = 128
+    lr: float = 1e-3  # the paper uses 1e-4 for ViT
+    weight_decay: float = 1e-6
+    amsgrad: bool = True  # set in the released code, not mentioned in the paper
+    best_on_test: bool = True  # also keep the epoch best on the non-members, as released: protocol `released` needs it
+    bf16: bool = True  # bfloat16 autocast; on CUDA only
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, f"train.epochs must be at least 1, not {self.epochs}.")
+        require(self.batch_size > 1, f"train.batch_size must be at least 2, not {self.batch_size}.")
+        require(self.lr > 0, f"train.lr must be positive, not {self.lr}.")
+
+
+@dataclass(frozen=True)
+class DDPM:
+    """The diffusion model and its training (paper Section IV-A: Ho et al.'s defaults). Trained on the members' images."""
+
+    channels: list[int] = field(default_factory=lambda: [128, 256, 256, 256])
+    layers: int = 2  # residual blocks a level
+    attention: list[int] = field(default_factory=lambda: [1])  # levels with self-attention (level 1 works at 16 x 16)
+    groups: int = 32  # of GroupNorm
+    dropout: float = 0.1
+    steps: int = 800_000
+    batch_size: int = 128
+    lr: float = 2e-4
+    warmup: int = 5_000  # steps of linear learning-rate warm-up
+    grad_clip: float = 1.0
+    ema_decay: float = 0.9999
+    flip: bool = True  # random horizontal flips, wrong for digits
+    max_timestep: int = 1000  # train t in 1..max_timestep only; Diffence never uses t above diffence.t
+    save_every: int = 1000  # steps between checkpoints
+    bf16: bool = True  # bfloat16 autocast; on CUDA only
+
+    def __post_init__(self) -> None:
+        require(self.steps > 0, f"ddpm.steps must be at least 1, not {self.steps}.")
+        require(1 <= self.max_timestep <= 1000, f"ddpm.max_timestep must lie in 1..1000, not {self.max_timestep}.")
+        for width in self.channels:
+            require(
+                width % self.groups == 0,
+                f"ddpm.channels must be multiples of ddpm.groups = {self.groups}; {width} is not.",
+            )
+
+
+@dataclass(frozen=True)
+class Diffence:
+    """The defense (paper Section III-B): N candidates an image, noised to step T and denoised."""
+
+    n: int = 30  # candidates an image
+    t: int = 160  # diffusion step T, 1..1000
+    steps: int = 1  # network evaluations from T to 0 (DDIM)
+    forward: Literal["paper", "released"] = "paper"  # Eq. 3, or the reciprocal coefficients of the released code
+    grid: int = 20  # scenario 1 searches all intervals between grid + 1 points
+    js_bins: int = 100  # histogram bins of the Jensen-Shannon divergence
+    batch: int = 256  # images a network call
+
+    def __post_init__(self) -> None:
+        require(self.n > 0, f"diffence.n (the number of candidates N) must be at least 1, not {self.n}.")
+        require(1 <= self.t <= 1000, f"diffence.t (the diffusion step T) must lie in 1..1000, not {self.t}.")
+        require(
+            1 <= self.steps <= self.t,
+            f"diffence.steps must lie in 1..diffence.t = {self.t}, not {self.steps}.",
+        )
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The attacks (paper Section IV-A, Appendix A-E)."""
+
+    nn_epochs: int = 200
+    nn_lr: float = 5e-4
+    nn_batch_size: int = 64  # of members and of non-members each
+    nn_held_out: float = 0.2  # of the known points: chooses the epoch and the threshold in the clean protocol
+    fpr: float = 0.001  # TPR is reported at this FPR, TNR at this FNR
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of the above. `defenses` holds one section for each defense, checked against that defense's own options."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    train: Train = field(default_factory=Train)
+    ddpm: DDPM = field(default_factory=DDPM)
+    diffence: Diffence = field(default_factory=Diffence)
+    attack: Attack = field(default_factory=Attack)
+    defenses: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(
+            self.diffence.t <= self.ddpm.max_timestep,
+            f"diffence.t = {self.diffence.t} exceeds ddpm.max_timestep = {self.ddpm.max_timestep}: the diffusion model "
+            "is not trained there; raise ddpm.max_timestep and retrain it, or lower diffence.t.",
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dict, for checkpoints and result rows."""
+        return dataclasses.asdict(self)
+
+
+def profile_path(folder: Path, profile: str) -> Path:
+    """The YAML of a profile: `folder/configs/<profile>.yaml`, or `profile` itself where it is a path to a YAML file."""
+    if profile.endswith((".yaml", ".yml")):
+        path = Path(profile)
+        require(path.is_file(), f"there is no configuration file {path}.")
+        return path
+    path = folder / "configs" / f"{profile}.yaml"
+    known = sorted(p.stem for p in (folder / "configs").glob("*.yaml"))
+    require(
+        path.is_file(),
+        f"unknown profile '{profile}' of {folder.name}. Known: {', '.join(known)}, or a path that ends in .yaml.",
+    )
+    return path
+
+
+def load_config(folder: Path, profile: str, overrides: list[str] | None = None) -> Config:
+    """Read a profile of the data set `folder` and apply `key=value` overrides; UserError names what is wrong."""
+    path = profile_path(folder, profile)
+    source = str(path)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        source = f"--set {' '.join(overrides or [])}"
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(overrides or []))
+        config = OmegaConf.to_object(merged)
+    except UserError:
+        raise
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{source}: {_one_line(error)}") from error
+    except Exception as error:  # a YAML syntax error: its classes depend on the YAML library underneath
+        raise UserError(f"{path} is no readable YAML: {_one_line(error)}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def read_options(kind: type[Options], section: dict[str, Any], name: str) -> Options:
+    """Check the config section `defenses.<name>` against the options dataclass of that defense."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), section))  # type: ignore[return-value]
+    except UserError:
+        raise
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"defenses.{name}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """OmegaConf's message with its key, without the lines on object types."""
+    text = str(error)
+    key = re.search(r"full_key: (\S+)", text)
+    first = " ".join(line for line in text.splitlines() if line and not line.startswith((" ", "\t"))) or text
+    return f"{first} (key {key.group(1)})" if key else first

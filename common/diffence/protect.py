@@ -1,0 +1,105 @@
+"""The defended classifier as one module (paper Fig. 2): any PyTorch classifier, a reconstructor and a selector."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.diffence.reconstruct import Reconstructor, draw_candidates
+from common.diffence.select import Selector
+from common.errors import UserError
+
+
+class ProtectedClassifier(nn.Module):
+    """Classifies re-generated images and keeps the label: images [B, 3, H, W] in [0, 1] -> logits [B, C].
+
+    Any batch size from 1, no labels needed, CPU or GPU. `n` candidates at most are drawn for an image, lazily: `draws`
+    at a time, and only until one qualifies (the same one that drawing all N would release). Each image served is a new
+    query with new noise, unless the caller names its queries.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        reconstruct: Reconstructor,
+        selector: Selector,
+        n: int = 30,
+        draws: int = 1,
+        batch: int = 256,
+    ) -> None:
+        super().__init__()
+        for name, value in (("n", n), ("draws", draws), ("batch", batch)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}.")
+        self.classifier, self.reconstruct, self.selector = classifier, reconstruct, selector
+        self.n, self.draws, self.batch = n, draws, batch
+        self.served = 0  # queries answered so far: names the next one
+        self.drawn = 0  # candidates drawn so far
+
+    @torch.inference_mode()
+    def forward(self, images: torch.Tensor, queries: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [B, C] of the released candidates; `queries` int64 [B] names the noise of each image."""
+        check_images(images)
+        if queries is None:
+            queries = torch.arange(self.served, self.served + len(images))
+            self.served += len(images)
+        original = self._logits(images)
+        if self.selector.scenario == "average":
+            return self._all(images, queries, original)
+        return self._first(images, queries, original)
+
+    def _all(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        """Average over all N candidates."""
+        drawn = draw_candidates(self.reconstruct, images, queries, self.n, self.batch).flatten(0, 1)
+        self.drawn += len(drawn)
+        logits = torch.cat([self._logits(part) for part in drawn.split(self.batch)])
+        released = self.selector.release(logits.view(len(images), self.n, -1).cpu().numpy(), original.cpu().numpy())
+        return torch.from_numpy(released).to(original)
+
+    def _first(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        """The first candidate that qualifies, else the nearest that keeps the label, else the original prediction."""
+        labels = original.argmax(1)
+        released = original.clone()
+        best = np.full(len(images), np.inf)
+        for start in range(0, self.n, self.draws):
+            waiting = torch.from_numpy(np.flatnonzero(best > 0))
+            if not len(waiting):
+                break
+            numbers = torch.arange(start, min(start + self.draws, self.n))
+            rows = waiting.repeat_interleave(len(numbers))
+            where = rows.to(images.device)
+            logits = torch.cat(
+                [
+                    self._logits(self.reconstruct(images[i], queries[j], k))
+                    for i, j, k in zip(
+                        where.split(self.batch),
+                        rows.split(self.batch),
+                        numbers.repeat(len(waiting)).split(self.batch),
+                        strict=True,
+                    )
+                ]
+            )
+            self.drawn += len(rows)
+            ranks = self.selector.rank(logits.cpu().numpy(), labels[where].cpu().numpy())
+            for row, rank, candidate in zip(rows.tolist(), ranks, logits, strict=True):
+                if rank < best[row]:
+                    best[row], released[row] = rank, candidate
+        return released
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.classifier(images).float()
+        if not torch.isfinite(logits).all():
+            raise UserError("the classifier returned NaN or infinite logits: check its weights and the images.")
+        return logits
+
+
+def check_images(images: torch.Tensor) -> None:
+    """Refuse anything but a floating-point batch [B, 3, H, W] in [0, 1]."""
+    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
+        raise UserError(f"images must have the shape [B, 3, H, W] with B >= 1, not {list(images.shape)}.")
+    if not images.is_floating_point():
+        raise UserError(f"images must be floating-point numbers in [0, 1], not {images.dtype}: divide bytes by 255.")
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        raise UserError(
+            f"images must lie in [0, 1], not in [{images.min().item():.3g}, {images.max().item():.3g}]: "
+            "normalisation belongs inside the classifier."
+        )

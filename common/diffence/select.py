@@ -1,0 +1,155 @@
+"""Sample selection and prediction aggregation (paper Section III-B2 and III-B3), on logits.
+
+phi is Eq. 2, from float64 logits. A candidate qualifies if it keeps the label of the original and, in scenarios 1 and 2,
+its phi lies in the defender's interval. Candidates are exchangeable draws, so the first that qualifies has the law of a
+random one. Where none lies in the interval the nearest that keeps the label is released, and where none keeps the label
+the original prediction is: accuracy never changes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import UserError
+from common.metrics import phi
+
+SCENARIOS = ("1", "2", "3", "average")
+ORIGINAL = -1  # the choice of an input none of whose candidates keeps the label
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A scenario and, for scenarios 1 and 2, its interval of phi."""
+
+    scenario: str
+    low: float = -np.inf
+    high: float = np.inf
+
+    def rank(self, candidates: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Distance of phi to the interval for candidates [..., C] with labels [...] to keep; inf where the label is lost."""
+        logit = phi(candidates)
+        distance = np.maximum(np.maximum(self.low - logit, logit - self.high), 0)
+        return np.where(candidates.argmax(-1) == labels, distance, np.inf)
+
+    def choose(self, candidates: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The released candidate of each input, int64 [n]: logits [n, N, C] and labels [n] in, ORIGINAL where none keeps it."""
+        return _first_nearest(self.rank(candidates, labels[:, None]))
+
+    def release(self, candidates: np.ndarray, original: np.ndarray) -> np.ndarray:
+        """Released logits [n, C] from those of the candidates [n, N, C] and of the original images [n, C]."""
+        if self.scenario == "average":
+            return average(candidates)
+        chosen = self.choose(candidates, original.argmax(-1))
+        picked = np.take_along_axis(candidates, np.maximum(chosen, 0)[:, None, None], axis=1)[:, 0]
+        return np.where(chosen[:, None] == ORIGINAL, original, picked)
+
+
+def average(candidates: np.ndarray) -> np.ndarray:
+    """Logarithm of the mean softmax over N (paper Section III-B3): [n, N, C] -> [n, C]. Labels may change."""
+    wide = candidates.astype(np.float64)
+    logs = wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True)
+    return np.logaddexp.reduce(logs, axis=1) - np.log(candidates.shape[1])
+
+
+@dataclass(frozen=True)
+class FitPoints:
+    """What the defender knows of one side: logits of candidates [n, N, C] and of the original images [n, C]."""
+
+    candidates: np.ndarray
+    original: np.ndarray
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Which candidates keep the label, bool [n, N]."""
+        return self.candidates.argmax(-1) == self.original.argmax(-1)[:, None]
+
+
+def fit_selector(
+    scenario: str, members: FitPoints, non_members: FitPoints, grid: int = 20, js_bins: int = 100
+) -> Selector:
+    """The selector of a scenario (paper Section III-B2).
+
+    1: of all intervals between grid + 1 points of [min phi of members, max phi of non-members], the one under which the
+       released phi of members and non-members have the least Jensen-Shannon divergence. 2: [min, mean] of the members'
+       phi; the non-members are not looked at. 3 and average: no interval, nobody's membership is used.
+    """
+    if scenario not in ("1", "2"):
+        return Selector(scenario)
+    logits = phi(members.candidates)[members.kept]
+    if not logits.size:
+        raise UserError(
+            "no reconstruction of the defender's members keeps its label: lower diffence.t or train the DDPM longer."
+        )
+    if scenario == "2":
+        return Selector(scenario, float(logits.min()), float(logits.mean()))
+    others = phi(non_members.candidates)[non_members.kept]
+    if not others.size:
+        raise UserError(
+            "no reconstruction of the defender's non-members keeps its label: lower diffence.t or train longer."
+        )
+    # Where the two do not overlap, the paper's range is empty and the search covers the gap between them.
+    low, high = sorted((float(logits.min()), float(others.max())))
+    ends = np.linspace(low, high, grid + 1)
+    divergence = interval_divergences(members, non_members, ends, js_bins)
+    best = int(np.argmin(divergence))
+    first, last = np.triu_indices(grid + 1, k=1)
+    return Selector(scenario, float(ends[first[best]]), float(ends[last[best]]))
+
+
+def interval_divergences(members: FitPoints, non_members: FitPoints, ends: np.ndarray, bins: int) -> np.ndarray:
+    """Jensen-Shannon divergence (nats) between the two sides' released phi, for each interval between two of the `ends`.
+
+    Intervals are in the order of np.triu_indices(len(ends), k=1): float64 [I].
+    """
+    released = [_released_phi(side, ends) for side in (members, non_members)]
+    low, high = min(values.min() for values in released), max(values.max() for values in released)
+    counts = [_histograms(values, low, high, bins) for values in released]
+    p, q = (count / count.sum(1, keepdims=True) for count in counts)
+    middle = (p + q) / 2
+    return (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
+
+
+def _released_phi(side: FitPoints, ends: np.ndarray) -> np.ndarray:
+    """phi that `Selector.choose` would release for each of n inputs under each of I intervals: [I, n].
+
+    An interval is a run of cells between neighbouring ends, so its first candidate is a running minimum over the cells'
+    first candidates, and the nearest candidate outside lies next to one of its two ends: milliseconds for all intervals.
+    """
+    logit = np.where(side.kept, phi(side.candidates), np.nan)
+    inputs, n = logit.shape
+    cells = len(ends) - 1
+    cell = np.searchsorted(ends, logit, side="right") - 1
+    cell = np.where(logit == ends[-1], cells - 1, cell)  # intervals are closed
+    first = np.full((inputs, cells), n)
+    for j in reversed(range(n)):
+        row = np.flatnonzero((cell[:, j] >= 0) & (cell[:, j] < cells))
+        first[row, cell[row, j]] = j
+    below = np.stack([np.where(logit < end, logit, -np.inf).max(1) for end in ends], axis=1)
+    above = np.stack([np.where(logit > end, logit, np.inf).min(1) for end in ends], axis=1)
+    released = []
+    for a in range(cells):
+        inside = np.minimum.accumulate(first[:, a:], axis=1)
+        under, over = below[:, [a]], above[:, a + 1 :]
+        outside = np.where(ends[a] - under <= over - ends[a + 1 :], under, over)
+        outside = np.where(np.isinf(outside), phi(side.original)[:, None], outside)
+        found = np.take_along_axis(logit, np.minimum(inside, n - 1), axis=1)
+        released.append(np.where(inside < n, found, outside).T)
+    return np.concatenate(released)
+
+
+def _first_nearest(distance: np.ndarray) -> np.ndarray:
+    """Position of the first smallest distance along the last axis; ORIGINAL where all are infinite."""
+    chosen = distance.argmin(-1)
+    return np.where(np.isinf(distance.min(-1)), ORIGINAL, chosen)
+
+
+def _histograms(values: np.ndarray, low: float, high: float, bins: int) -> np.ndarray:
+    """Counts [I, bins] of each row of values [I, n] in equal bins of [low, high]."""
+    place = np.clip(((values - low) / max(high - low, 1e-12) * bins).astype(np.int64), 0, bins - 1)
+    rows = np.arange(len(values))[:, None] * bins
+    return np.bincount((rows + place).ravel(), minlength=len(values) * bins).reshape(len(values), bins).astype(float)
+
+
+def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Kullback-Leibler divergence of rows, 0 log 0 = 0; q > 0 wherever p is."""
+    return np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1) / np.where(p > 0, q, 1)), 0), axis=1)

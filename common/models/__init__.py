@@ -1,0 +1,68 @@
+"""The paper's four target models (Section IV-A, Appendix A-A) and the classifier that puts one behind raw images.
+
+A new model is a class `Net(classes, width=..., depth=...)` on standardised 32x32 images and one entry in `MODELS`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from common.errors import UserError, check_name
+from common.models.densenet import DenseNet121
+from common.models.resnet import ResNet18
+from common.models.vgg import VGG16
+from common.models.vit import ViT
+
+MODELS: dict[str, type[nn.Module]] = {
+    "resnet18": ResNet18,
+    "densenet121": DenseNet121,
+    "vgg16": VGG16,
+    "vit": ViT,
+}
+
+
+class Classifier(nn.Module):
+    """A network on images in [0, 1]: standardises each channel by `mean` and `std`, then calls `net`.
+
+    Attacks and the diffusion model work on [0, 1]; the training set's statistics are part of the saved classifier.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, 32, 32] in [0, 1] -> logits [B, C], unbounded."""
+        return self.net((images - self.mean) / self.std)
+
+
+def build_classifier(
+    name: str,
+    classes: int,
+    width: int = 0,
+    depth: int = 0,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Classifier:
+    """A freshly initialised classifier for `classes` classes; `mean` and `std` per channel, of images in [0, 1].
+
+    `width` and `depth` shrink or grow the network, 0 being the paper's own size:
+      resnet18     width: channels of the first stage (64);  depth: blocks per stage (2)
+      densenet121  width: growth rate (32);                  depth: layers in each of the four blocks (6, 12, 24, 16)
+      vgg16        width: channels of the first stage (64);  depth: convolutions per stage at most, 1 to 3 (3)
+      vit          width: embedding, a multiple of 8 (512);  depth: transformer layers (6)
+    """
+    check_name("model", name, MODELS)
+    sizes = {"width": width, "depth": depth}
+    for option, value in sizes.items():
+        if value < 0:
+            raise UserError(f"{option} must be positive, or 0 for the paper's own size, not {value}.")
+    net = MODELS[name](classes, **{option: value for option, value in sizes.items() if value})
+    return Classifier(net, mean, std)

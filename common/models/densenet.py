@@ -1,0 +1,62 @@
+"""DenseNet121 for 32x32 images (Huang et al., CVPR 2017), one of the paper's target models
+(Section IV-A, Appendix A-A).
+
+Bottleneck layers and compression 0.5 (DenseNet-BC), with a 3x3 stem of stride 1 without max-pool for the small images.
+"""
+
+import torch
+from torch import nn
+
+
+class DenseLayer(nn.Module):
+    """BN-ReLU-1x1 conv-BN-ReLU-3x3 conv, appended to its input: [B, inputs, H, H] -> [B, inputs + growth, H, H]."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        bottleneck = 4 * growth
+        self.new = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.ReLU(),
+            nn.Conv2d(inputs, bottleneck, 1, bias=False),
+            nn.BatchNorm2d(bottleneck),
+            nn.ReLU(),
+            nn.Conv2d(bottleneck, growth, 3, padding=1, bias=False),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, self.new(x)], dim=1)
+
+
+def transition(inputs: int) -> nn.Sequential:
+    """The step between two blocks, [B, inputs, H, H] -> [B, inputs/2, H/2, H/2]: as in the article, it has no ReLU."""
+    return nn.Sequential(
+        nn.BatchNorm2d(inputs),
+        nn.Conv2d(inputs, inputs // 2, 1, bias=False),
+        nn.AvgPool2d(2),
+    )
+
+
+class DenseNet121(nn.Module):
+    """Four dense blocks, `width` being the growth rate; 6,956,298 parameters for 10 classes.
+
+    `depth` gives the layers of each block; one number stands for all four.
+    """
+
+    def __init__(self, classes: int, width: int = 32, depth: int | tuple[int, int, int, int] = (6, 12, 24, 16)) -> None:
+        super().__init__()
+        blocks = (depth,) * 4 if isinstance(depth, int) else depth
+        channels = 2 * width
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1, bias=False)]
+        for index, length in enumerate(blocks):
+            if index > 0:
+                layers.append(transition(channels))
+                channels //= 2
+            for _ in range(length):
+                layers.append(DenseLayer(channels, growth=width))
+                channels += width
+        self.features = nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU())
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Standardised images [B, 3, 32, 32] -> logits [B, classes]."""
+        return self.head(self.features(x).mean(dim=(2, 3)))

@@ -1,0 +1,56 @@
+"""ResNet18 for 32x32 images (He et al., CVPR 2016), one of the paper's target models (Section IV-A, Appendix A-A).
+
+The stem is one 3x3 convolution of stride 1 without max-pool, so the first stage still sees 32x32. As in all of
+`common.models`, no operation is in place: Opacus hooks every layer's output and forbids changing it afterwards.
+"""
+
+import torch
+from torch import nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm plus a shortcut: [B, inputs, H, H] -> [B, outputs, H/stride, H/stride]."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False),
+                nn.BatchNorm2d(outputs),
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.residual(x) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """Four stages of `depth` basic blocks with `width` x 1, 2, 4, 8 channels; 11,173,962 parameters for 10 classes."""
+
+    def __init__(self, classes: int, width: int = 64, depth: int = 2) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
+        channels = width
+        for stage in range(4):
+            outputs = width * 2**stage
+            for block in range(depth):
+                halves = stage > 0 and block == 0
+                layers.append(BasicBlock(channels, outputs, stride=2 if halves else 1))
+                channels = outputs
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Standardised images [B, 3, 32, 32] -> logits [B, classes]."""
+        return self.head(self.features(x).mean(dim=(2, 3)))

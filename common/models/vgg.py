@@ -1,0 +1,38 @@
+"""VGG16 with BatchNorm for 32x32 images (Simonyan & Zisserman, ICLR 2015), one of the paper's target models
+(Section IV-A, Appendix A-A).
+
+Five max-pools bring 32x32 down to one pixel, so a single linear layer replaces the article's three.
+"""
+
+import torch
+from torch import nn
+
+from common.errors import UserError
+
+STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # (channels as a multiple of the width, convolutions)
+
+
+class VGG16(nn.Module):
+    """Five stages of 3x3 conv-BN-ReLU, each closed by a max-pool; 14,728,266 parameters for 10 classes.
+
+    `width` is the channels of the first stage; `depth`, in 1..3, caps the convolutions of every stage.
+    """
+
+    def __init__(self, classes: int, width: int = 64, depth: int = 3) -> None:
+        super().__init__()
+        if depth > 3:
+            raise UserError(f"vgg16 has at most 3 convolutions per stage; give a depth of 1 to 3, not {depth}.")
+        layers: list[nn.Module] = []
+        channels = 3
+        for multiple, convolutions in STAGES:
+            for _ in range(min(convolutions, depth)):
+                outputs = width * multiple
+                layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+                channels = outputs
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Standardised images [B, 3, 32, 32] -> logits [B, classes]."""
+        return self.head(self.features(x))

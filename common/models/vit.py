@@ -1,0 +1,89 @@
+"""Vision transformer for 32x32 images (Dosovitskiy et al., ICLR 2021), one of the paper's target models
+(Section IV-A, Appendix A-A).
+
+64 patches of 4x4 and a class token go through pre-norm layers; the class token's output is classified. No LayerNorm
+follows the patch embedding and the query-key-value projection has no bias: with these 9,523,722 parameters come out.
+"""
+
+import torch
+from torch import nn
+
+from common.errors import UserError
+
+PATCH = 4
+PATCHES = (32 // PATCH) ** 2
+HEADS = 8
+DROPOUT = 0.1
+
+
+class ClassAndPosition(nn.Module):
+    """Prepends the class token and adds the learned position embedding: [B, PATCHES, dim] -> [B, PATCHES + 1, dim].
+
+    A module of its own because Opacus differentiates a module that owns bare parameters as one whole, children
+    included, through vmap. Held by the ViT itself, the two would pull in all of it, and vmap refuses the dropout.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, dim))
+        self.position = nn.Parameter(torch.randn(1, PATCHES + 1, dim))
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        token = self.token.expand(len(patches), -1, -1)
+        return torch.cat([token, patches], dim=1) + self.position
+
+
+class Attention(nn.Module):
+    """Self-attention with HEADS heads that share `dim` evenly: [B, N, dim] -> [B, N, dim]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # [B, N, 3 dim] -> three of [B, HEADS, N, dim/HEADS]
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        # Written out, as the fused CUDA kernels' backward pass is by default not deterministic; 65 tokens are few.
+        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """Attention and a two-layer MLP, each after a LayerNorm and with a shortcut: [B, N, dim] -> [B, N, dim]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.attend = nn.Sequential(nn.LayerNorm(dim), Attention(dim), nn.Dropout(DROPOUT))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, dim),
+            nn.GELU(),
+            nn.Dropout(DROPOUT),
+            nn.Linear(dim, dim),
+            nn.Dropout(DROPOUT),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attend(x)
+        return x + self.mlp(x)
+
+
+class ViT(nn.Module):
+    """`depth` transformer layers of dimension `width`, a multiple of 8; 9,523,722 parameters for 10 classes."""
+
+    def __init__(self, classes: int, width: int = 512, depth: int = 6) -> None:
+        super().__init__()
+        if width % HEADS:
+            raise UserError(f"the width of vit is shared by {HEADS} heads; give a multiple of {HEADS}, not {width}.")
+        self.embed = nn.Conv2d(3, width, PATCH, stride=PATCH)
+        self.tokens = ClassAndPosition(width)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.layers = nn.Sequential(*(Layer(width) for _ in range(depth)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Standardised images [B, 3, 32, 32] -> logits [B, classes]."""
+        patches = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = self.layers(self.dropout(self.tokens(patches)))
+        return self.head(tokens[:, 0])

@@ -1,0 +1,124 @@
+"""One run: a data set's folder, a profile, a seed and a device, and where each of its files lies.
+
+<data set>/data/                                     official files
+<data set>/data/partition/<profile>/                 members, reference, non-members, manifest.json
+<data set>/final-all-models/<profile>/seed0/         <model>/<defense>.pt, .best.pt, .log.csv
+<data set>/diff_defense/diff_models/<profile>/seed0/ the diffusion model (a diffusers folder) and its log
+<data set>/diff_defense/candidates/<profile>/seed0/  reconstructions, shared by all defenses
+<data set>/evaluate_MIAs/outputs/<profile>/seed0/    logits of a defense on images and reconstructions
+<data set>/evaluate_MIAs/results/                    text files, JSON rows and pictures
+"""
+
+import argparse
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.cli import DEFAULT_PROFILE
+from common.config import Config, load_config
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command works on."""
+
+    folder: Path  # the data set's folder; its name is the data set's
+    profile: str
+    config: Config
+    seed: int
+    device: torch.device
+
+    @property
+    def dataset(self) -> str:
+        return self.folder.name
+
+    @property
+    def profile_name(self) -> str:
+        """`small` for the profile small and for /some/where/small.yaml."""
+        return Path(self.profile).stem if self.profile.endswith((".yaml", ".yml")) else self.profile
+
+    @property
+    def partition_dir(self) -> Path:
+        return self.folder / "data" / "partition" / self.profile_name
+
+    def _made_by_run(self, *parts: str) -> Path:
+        return self.folder.joinpath(*parts) / self.profile_name / f"seed{self.seed}"
+
+    @property
+    def models_dir(self) -> Path:
+        return self._made_by_run("final-all-models") / self.config.model.name
+
+    @property
+    def ddpm_dir(self) -> Path:
+        return self._made_by_run("diff_defense", "diff_models")
+
+    @property
+    def candidates_dir(self) -> Path:
+        return self._made_by_run("diff_defense", "candidates")
+
+    @property
+    def outputs_dir(self) -> Path:
+        return self._made_by_run("evaluate_MIAs", "outputs") / self.config.model.name
+
+    def results_dir(self, protocol: str) -> Path:
+        """`results/` for the defaults; what differs from them (profile, protocol, seed) names a folder below it."""
+        default = DEFAULT_PROFILE.get(self.dataset, "paper")
+        parts = [
+            self.profile_name if self.profile_name != default else "",
+            self.config.model.name if self.config.model.name != "resnet18" else "",
+            protocol if protocol != "clean" else "",
+            f"seed{self.seed}" if self.seed else "",
+        ]
+        return self.folder / "evaluate_MIAs" / "results" / "-".join(part for part in parts if part)
+
+    def command(self, script: str, *arguments: str) -> str:
+        """The command that a message tells the user to run, from the repository's root."""
+        words = [f"python {self.dataset}/{script}", *arguments, f"--profile {self.profile}"]
+        return " ".join([*words, f"--seed {self.seed}"] if self.seed and script != "data_partition.py" else words)
+
+
+def open_run(folder: Path, arguments: argparse.Namespace) -> Run:
+    """The run that a parsed command line (see common.cli.parser) describes."""
+    config = load_config(folder, arguments.profile, arguments.set)
+    return Run(
+        folder,
+        arguments.profile,
+        config,
+        getattr(arguments, "seed", 0),
+        pick_device(getattr(arguments, "device", "cpu")),
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one; an unknown or absent device is refused."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device '{name}'. Known: auto, cpu, cuda, cuda:0, cuda:1 ...") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device '{name}' is not on this machine ({torch.cuda.device_count()} CUDA devices): use --device cpu."
+        )
+    return device
+
+
+def environment(run: Run) -> dict[str, Any]:
+    """What a result row says of the place it was made in."""
+    root = Path(__file__).parents[1]
+    git = ["git", "-C", str(root)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--", "common", run.dataset], capture_output=True, text=True, check=False
+    )
+    return {
+        "commit": (commit + ("+changes" if changed.stdout.strip() else "")) or "unknown",
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,74 @@
+"""Target classifiers of a run: made, trained under a defense's objective, saved with their settings, loaded back."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.config import Options, read_options
+from common.data import DATASETS
+from common.data.partition import Split
+from common.errors import UserError
+from common.files import derive_seed, load_checkpoint, refuse_other_config
+from common.models import build_classifier
+from common.run import Run
+from common.training import Objective, fit
+
+
+def target_classifier(run: Run) -> nn.Module:
+    """The run's architecture with initial weights drawn from its seed: images [B, 3, 32, 32] in [0, 1] -> logits [B, C]."""
+    data, model = DATASETS[run.dataset], run.config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("initial weights", run.seed))
+        return build_classifier(model.name, data.classes, model.width, model.depth, mean=data.mean, std=data.std)
+
+
+def options_of(run: Run, name: str, kind: type[Options]) -> Options:
+    """The config section `defenses.<name>`, checked against that defense's options dataclass."""
+    return read_options(kind, run.config.defenses.get(name, {}), name)
+
+
+def settings_of(run: Run, name: str) -> dict[str, Any]:
+    """What the weights of a defense depend on: written into its checkpoint, compared before it is used or overwritten."""
+    config = run.config.as_dict()
+    return {
+        "dataset": run.dataset,
+        "defense": name,
+        "seed": run.seed,
+        "data": {key: config["data"][key] for key in ("members", "reference", "non_members", "seed")},
+        "model": config["model"],
+        "train": config["train"],
+        "options": config["defenses"].get(name, {}),
+    }
+
+
+def model_path(run: Run, name: str) -> Path:
+    """Where a defense's last epoch lies; the epoch best on the test set lies beside it as `<name>.best.pt`."""
+    return run.models_dir / f"{name}.pt"
+
+
+def train_target(run: Run, name: str, objective: Objective, split: Split) -> nn.Module:
+    """Train a defense's released classifier to its end, or find it trained; returns it."""
+    test = split.non_members if run.config.train.best_on_test else None
+    remake = run.command("train_defense.py", f"--defense {name}")
+    fit(objective, model_path(run, name), settings_of(run, name), run.seed, remake, test)
+    return objective.model
+
+
+def load_target(run: Run, name: str, protocol: str, model: nn.Module) -> nn.Module:
+    """Load a defense's weights into `model`: the last epoch (clean) or the one best on the test set (released)."""
+    remake = run.command("train_defense.py", f"--defense {name}")
+    path = model_path(run, name)
+    if protocol == "released":
+        path = path.with_suffix(".best.pt")
+        remake += " --set train.best_on_test=true"
+    checkpoint = load_checkpoint(path, remake)
+    refuse_other_config(path, checkpoint.get("settings"), settings_of(run, name), f"move it away, then run: {remake}")
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except (RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{path} holds another architecture than {run.config.model.name}. Delete it and run: {remake}"
+        ) from error
+    return model.to(run.device).eval()

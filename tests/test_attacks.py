@@ -1,0 +1,359 @@
+"""Every attack against known answers: closed forms, planted signals, and no signal at all."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from common import metrics
+from common.attacks import ATTACKS, METRIC_ATTACKS, TRAINED, Known, NNOptions, Outputs, Scores, nn
+from common.errors import UserError
+from common.metrics import Floats
+
+CLASSES = 10
+QUICK = NNOptions(nn_epochs=20)
+
+
+def planted(n: int, mean: float, seed: int, spread: float = 1.0) -> Outputs:
+    """n predictions whose log-odds of the true label are N(mean, spread); labels are uniform and tell nothing."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    logits = np.zeros((n, CLASSES))
+    logits[np.arange(n), labels] = rng.normal(mean, spread, n) + math.log(CLASSES - 1)
+    return Outputs(logits, labels)
+
+
+def together(*parts: Outputs) -> Outputs:
+    return Outputs(np.concatenate([p.logits for p in parts]), np.concatenate([p.labels for p in parts]))
+
+
+def of_probabilities(p: list[float] | Floats, label: int) -> Outputs:
+    return Outputs(np.log(np.asarray(p, dtype=float))[None], np.array([label]))
+
+
+def score(name: str, outputs: Outputs) -> float:
+    return float(METRIC_ATTACKS[name](outputs)[0])
+
+
+def auc_of(scores: Scores) -> float:
+    return metrics.auc(scores.members, scores.non_members)
+
+
+# Outputs
+
+
+def test_outputs_are_float64_whatever_comes_in() -> None:
+    outputs = Outputs(np.array([[1, 2, 3]], dtype=np.float32), np.array([2], dtype=np.uint8))
+    assert (outputs.logits.dtype, outputs.labels.dtype) == (np.float64, np.int64)
+    assert (len(outputs), outputs.classes) == (1, 3)
+    np.testing.assert_allclose(outputs.probabilities, [[0.09003057, 0.24472847, 0.66524096]], rtol=1e-7)
+    np.testing.assert_allclose(outputs.loss, [-math.log(0.66524096)], rtol=1e-7)
+
+
+def test_probabilities_and_loss_of_large_logits() -> None:
+    outputs = Outputs(np.array([[1000.0, 0, 0], [1000.0, 0, 0], [60.0, 0, 0]]), np.array([0, 1, 0]))
+    np.testing.assert_array_equal(outputs.probabilities[:2], [[1, 0, 0], [1, 0, 0]])
+    assert outputs.loss[0] == 0
+    assert outputs.loss[1] == pytest.approx(1000, rel=1e-12)
+    assert outputs.loss[2] == pytest.approx(2 * math.exp(-60), rel=1e-12)  # not rounded to 0
+
+
+def test_take_picks_images() -> None:
+    outputs = planted(5, 0, seed=0)
+    taken = outputs.take(np.array([3, 1]))
+    np.testing.assert_array_equal(taken.logits, outputs.logits[[3, 1]])
+    np.testing.assert_array_equal(taken.labels, outputs.labels[[3, 1]])
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "sentence"),
+    [
+        (np.array([[0, np.nan], [0, 1], [np.inf, 0]]), [0, 1, 0], "2 of 3 rows"),
+        (np.zeros((2, 3)), [0, 3], r"integers in 0\.\.2"),
+        (np.zeros((2, 3)), [0, -1], r"integers in 0\.\.2"),
+        (np.zeros((2, 3)), [0.0, 1.0], r"integers in 0\.\.2"),
+        (np.zeros((2, 3)), [0], "logits"),
+        (np.zeros((2, 1)), [0, 0], "logits"),
+        (np.zeros(3), 0, "logits"),
+        (np.zeros((0, 3)), [], "logits"),
+    ],
+)
+def test_outputs_refuse(logits: Floats, labels: list, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Outputs(logits, np.asarray(labels))
+
+
+# attacks that threshold one number
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(10, 2.16715), (100, 4.56907)])
+def test_m_entropy_of_the_uniform_prediction(classes: int, expected: float) -> None:
+    c = classes
+    formula = (1 - 1 / c) * (math.log(c) + math.log(c / (c - 1)))
+    assert formula == pytest.approx(expected, abs=5e-6)
+    assert -score("m-entropy", of_probabilities([1 / c] * c, 0)) == pytest.approx(formula, abs=1e-12)
+
+
+@pytest.mark.parametrize(("label", "expected"), [(0, 0.214005), (1, 1.685562)])
+def test_m_entropy_of_two_classes(label: int, expected: float) -> None:
+    p_label = (0.7, 0.3)[label]
+    m = -score("m-entropy", of_probabilities([0.7, 0.3], label))
+    assert m == pytest.approx(expected, abs=5e-7)
+    assert m == pytest.approx(-2 * (1 - p_label) * math.log(p_label), abs=1e-12)
+
+
+def test_m_entropy_of_certainty() -> None:
+    certain = np.array([[500.0, 0, 0], [500.0, 0, 0]])
+    right, wrong = METRIC_ATTACKS["m-entropy"](Outputs(certain, np.array([0, 1])))
+    assert right == pytest.approx(0, abs=1e-12)
+    assert -wrong == pytest.approx(2 * 30 * math.log(10), abs=1e-10)
+    assert -wrong == pytest.approx(138.1551, abs=5e-5)
+
+
+def test_m_entropy_is_the_formula_of_song_and_mittal() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 3, (200, 6)), rng.integers(0, 6, 200)
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = []
+    for row, y in zip(p, labels, strict=True):
+        others = sum(-q * math.log(1 - q) for k, q in enumerate(row) if k != y)
+        expected.append(-(1 - row[y]) * math.log(row[y]) + others)
+    np.testing.assert_allclose(-METRIC_ATTACKS["m-entropy"](Outputs(logits, labels)), expected, rtol=1e-9)
+
+
+def test_m_entropy_falls_with_the_true_probability_and_rises_with_the_others() -> None:
+    """Mass moved to the true class raises the score; mass moved from it to any other class lowers it."""
+    p, h = np.array([0.3, 0.4, 0.2, 0.1]), 1e-4
+    here = score("m-entropy", of_probabilities(p, 0))
+    for k in (1, 2, 3):
+        move = h * (np.eye(4)[0] - np.eye(4)[k])
+        up, down = (score("m-entropy", of_probabilities(p + sign * move, 0)) for sign in (1, -1))
+        assert up > here > down
+
+
+def test_m_entropy_has_no_plateau_where_float32_has_one() -> None:
+    """1 - p is 0 in float32 beyond p = 1 - 6e-8 (phi = 17) and in float64 beyond phi = 37."""
+    logits = np.array([[z, 0.0, -1.0] for z in (18, 25, 36, 40, 60, 100)])
+    scores = METRIC_ATTACKS["m-entropy"](Outputs(logits, np.zeros(6, dtype=int)))
+    assert (np.diff(scores[:4]) > 0).all()
+
+
+def test_entropy() -> None:
+    assert score("entropy", of_probabilities([0.1] * 10, 3)) == pytest.approx(-math.log(10), abs=1e-12)
+    assert score("entropy", Outputs(np.array([[1000.0, 0, 0]]), np.array([1]))) == 0
+    expected = 0.7 * math.log(0.7) + 0.3 * math.log(0.3)
+    for label in (0, 1):
+        assert score("entropy", of_probabilities([0.7, 0.3], label)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_loss_and_confidence_are_log_p_of_the_true_label() -> None:
+    for name in ("loss", "confidence"):
+        assert score(name, of_probabilities([0.7, 0.2, 0.1], 1)) == pytest.approx(math.log(0.2), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["loss", "confidence", "m-entropy"])
+def test_a_certain_mistake_is_the_least_member_like(name: str) -> None:
+    """In float32, p_y of the last row is exactly 0; the released code gives that the most member-like loss of all."""
+    logits = np.array([[120.0, 0, 0], [3, 0, 0], [0, 0, 0], [0, 3, 0], [0, 120, 0]], dtype=np.float32)
+    assert torch.softmax(torch.from_numpy(logits), dim=1)[4, 0] == 0
+    scores = METRIC_ATTACKS[name](Outputs(logits.astype(np.float64), np.zeros(5, dtype=int)))
+    assert (np.diff(scores) < 0).all()
+
+
+def test_confidence_does_not_tie_the_surest_members() -> None:
+    scores = METRIC_ATTACKS["confidence"](Outputs(np.array([[40.0, 0], [60, 0], [80, 0]]), np.zeros(3, dtype=int)))
+    assert scores[0] < scores[1] < scores[2] < 0
+
+
+def test_correctness_is_the_gap_attack() -> None:
+    """AUC and best accuracy are (training accuracy + 1 - test accuracy) / 2."""
+    members = Outputs(np.eye(3)[[0] * 9 + [1]], np.zeros(10, dtype=int))  # accuracy .9
+    others = Outputs(np.eye(3)[[0] * 6 + [2] * 4], np.zeros(10, dtype=int))  # accuracy .6
+    a, b = METRIC_ATTACKS["correctness"](members), METRIC_ATTACKS["correctness"](others)
+    assert metrics.auc(a, b) == pytest.approx(0.65)
+    assert metrics.best_threshold(a, b) == (1.0, pytest.approx(0.65))
+
+
+# every attack, as the evaluation calls it
+
+
+def test_registry() -> None:
+    assert list(ATTACKS) == ["nn", "loss", "confidence", "entropy", "m-entropy", "correctness"]
+    assert set(ATTACKS) >= TRAINED == {"nn"}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_members_score_higher(name: str) -> None:
+    """Members are right and sure, non-members wrong and unsure: every attack separates them, in the same direction."""
+    wrong = planted(40, -4, seed=4, spread=0.3)
+    unsure = Outputs(wrong.logits * 0.5, wrong.labels)
+    known = Known(planted(100, 6, seed=0, spread=0.3), unsure.take(np.arange(30)))
+    members = planted(50, 6, seed=2, spread=0.3)
+    scores = ATTACKS[name](known, members, unsure, QUICK, 0)
+    assert auc_of(scores) == 1.0
+    assert scores.members.shape == (50,)
+    assert scores.non_members.shape == (40,)
+    assert metrics.auc(scores.known_members, scores.known_non_members) == 1.0
+    report = metrics.attack_report(
+        scores.members, scores.non_members, scores.known_members, scores.known_non_members, oracle=False
+    )
+    assert report["accuracy_oracle"] == 1.0
+    assert report["accuracy"] > 0.9  # the lowest known member is the threshold: a few members fall below it
+
+
+# the NN attack
+
+
+def test_nn_finds_a_planted_signal() -> None:
+    """Log-odds N(1, 1) of members, N(0, 1) of non-members: no attack exceeds AUC Phi(1 / sqrt 2) = .760."""
+    known = Known(planted(1000, 1, seed=10), planted(1000, 0, seed=11))
+    scores = ATTACKS["nn"](known, planted(5000, 1, seed=12), planted(5000, 0, seed=13), QUICK, 0)
+    assert auc_of(scores) == pytest.approx(0.760, abs=0.02)
+    report = metrics.attack_report(
+        scores.members, scores.non_members, scores.known_members, scores.known_non_members, oracle=False
+    )
+    assert report["accuracy"] == pytest.approx(0.6915, abs=0.03)  # Phi(1/2), the best of all thresholds
+    assert len(scores.known_members) == len(scores.known_non_members) == 200
+
+
+@pytest.mark.parametrize("select_on", ["known", "scored"])
+def test_nn_finds_nothing_under_permuted_membership(select_on: nn.SelectOn) -> None:
+    """With `select_on="scored"`, 5 epochs look at the scored points once: in both cases they do not choose the epoch."""
+    pool = together(planted(2000, 1, seed=20), planted(2000, 0, seed=21))
+    parts = np.random.default_rng(22).permutation(4000).reshape(4, 1000)
+    a, b, members, non_members = (pool.take(part) for part in parts)
+    scores = ATTACKS["nn"](Known(a, b), members, non_members, NNOptions(nn_epochs=5, select_on=select_on), 0)
+    assert abs(auc_of(scores) - 0.5) < 3 * math.sqrt((1000 + 1000 + 1) / (12 * 1000 * 1000))
+    assert np.ptp(scores.members) > 0
+
+
+def test_nn_reads_the_label_and_points_the_right_way() -> None:
+    """Predictions carry nothing, members are of class 0 and non-members of class 1: AUC is 1, not 0."""
+    same = np.zeros((150, CLASSES))
+    members, others = Outputs(same, np.zeros(150, dtype=int)), Outputs(same, np.ones(150, dtype=int))
+    scores = ATTACKS["nn"](Known(members, others), members, others, QUICK, 0)
+    assert auc_of(scores) == 1.0
+
+
+def test_nn_learns_the_direction() -> None:
+    """Members less sure than non-members: the thresholds on the loss have AUC 0 and the trained attack 1."""
+    known = Known(planted(150, -2, seed=30, spread=0.2), planted(150, 2, seed=31, spread=0.2))
+    scored = planted(100, -2, seed=32, spread=0.2), planted(100, 2, seed=33, spread=0.2)
+    assert auc_of(ATTACKS["nn"](known, *scored, QUICK, 0)) == 1.0
+    assert auc_of(ATTACKS["loss"](known, *scored, QUICK, 0)) == 0.0
+
+
+def test_every_parameter_changes_in_one_step() -> None:
+    net = nn.AttackNet(CLASSES, torch.Generator().manual_seed(0))
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    assert len(before) == 2 * (3 + 2 + 2 + 4)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-4)
+    # Unequal numbers: at the constant start, 64 + 64 points cancel exactly in the gradient of the last bias.
+    members, others = (nn.features_of(planted(n, mean, seed=40), "cpu") for n, mean in ((64, 1), (48, 0)))
+    nn.training_step(net, optimizer, members, others)
+    assert [name for name, parameter in net.named_parameters() if torch.equal(parameter, before[name])] == []
+
+
+def test_net_starts_as_released() -> None:
+    """C -> 1024 -> 512 -> 64, C -> 128 -> 64, 1 -> C -> 64, 192 -> 256 -> 128 -> 64 -> 1; N(0, 0.01), zero biases."""
+    net = nn.AttackNet(100, torch.Generator().manual_seed(0))
+    widths = [(m.in_features, m.out_features) for m in net.modules() if isinstance(m, torch.nn.Linear)]
+    towers = [(100, 1024), (1024, 512), (512, 64), (100, 128), (128, 64), (1, 100), (100, 64)]
+    assert widths == [*towers, (192, 256), (256, 128), (128, 64), (64, 1)]
+    for name, parameter in net.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any()
+        elif parameter.numel() > 10_000:
+            assert parameter.std().item() == pytest.approx(0.01, rel=0.03)
+
+
+def test_features_are_probabilities_label_and_clipped_loss() -> None:
+    outputs = Outputs(np.array([[math.log(3), 0.0], [0.0, 500.0]]), np.array([0, 0]))
+    rows = [[0.75, 0.25, 1, 0, -math.log(0.75)], [0, 1, 1, 0, 31 * math.log(10)]]
+    np.testing.assert_allclose(nn.features_of(outputs, "cpu").numpy(), rows, rtol=1e-6, atol=1e-30)
+
+
+def test_nn_is_deterministic_and_leaves_the_global_generator_alone() -> None:
+    known = Known(planted(40, 1, seed=50), planted(25, 0, seed=51))
+    scored = planted(30, 1, seed=52), planted(20, 0, seed=53)
+    state = torch.get_rng_state()
+    first, again, other = (ATTACKS["nn"](known, *scored, NNOptions(nn_epochs=3), seed) for seed in (7, 7, 8))
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(first.members, again.members)
+    np.testing.assert_array_equal(first.known_non_members, again.known_non_members)
+    assert not np.array_equal(first.members, other.members)
+
+
+@pytest.mark.parametrize(("select_on", "looks", "held"), [("known", 12, 12), ("scored", 3, 35)])
+def test_nn_keeps_the_best_epoch(
+    monkeypatch: pytest.MonkeyPatch, select_on: nn.SelectOn, looks: int, held: int
+) -> None:
+    """Every epoch is judged on held-out known points; as released, epochs 5, 10 and the last on the scored ones.
+
+    The AUC is replaced by one that calls the second look the best: the scores returned must be those of that look.
+    """
+    seen: list[tuple[Floats, Floats]] = []
+
+    def second_look_wins(members: Floats, non_members: Floats) -> float:
+        seen.append((members, non_members))
+        return 0.9 if len(seen) == 2 else 0.6
+
+    monkeypatch.setattr(nn, "auc", second_look_wins)
+    known = Known(planted(60, 1, seed=60), planted(60, 0, seed=61))
+    options = NNOptions(nn_epochs=12, select_on=select_on)
+    scores = ATTACKS["nn"](known, planted(35, 1, seed=62), planted(35, 0, seed=63), options, 3)
+    judged = (
+        (scores.known_members, scores.known_non_members)
+        if select_on == "known"
+        else (scores.members, scores.non_members)
+    )
+    assert len(seen) == looks
+    assert len(seen[0][0]) == held
+    np.testing.assert_array_equal(judged, seen[1])
+    assert not np.array_equal(judged, seen[-1])
+
+
+def test_known_points_are_split_without_overlap() -> None:
+    known = Known(planted(50, 1, seed=70), planted(33, 0, seed=71))
+    train, held = nn.split_known(known, 0.2, torch.Generator().manual_seed(0))
+    assert [len(x) for x in (train.members, held.members, train.non_members, held.non_members)] == [40, 10, 26, 7]
+    rejoined = np.concatenate([train.members.logits, held.members.logits])
+    np.testing.assert_array_equal(np.sort(rejoined.max(axis=1)), np.sort(known.members.logits.max(axis=1)))
+    assert not np.array_equal(rejoined, known.members.logits)  # shuffled before it is cut
+
+
+def test_nn_refuses() -> None:
+    ten, nine = planted(10, 0, seed=80), planted(9, 0, seed=81)
+    for known in (Known(ten, nine), Known(nine, ten)):
+        with pytest.raises(UserError, match="at least 10 known members"):
+            ATTACKS["nn"](known, ten, ten, QUICK, 0)
+    with pytest.raises(UserError, match="same classes"):
+        ATTACKS["nn"](Known(ten, ten), ten, Outputs(np.zeros((5, 3)), np.zeros(5, dtype=int)), QUICK, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"nn_epochs": 0},
+        {"nn_lr": 0.0},
+        {"nn_lr": math.nan},
+        {"nn_batch_size": 0},
+        {"nn_held_out": 0.0},
+        {"nn_held_out": 1.0},
+        {"select_on": "score"},
+    ],
+)
+def test_options_refuse(wrong: dict) -> None:
+    with pytest.raises(UserError):
+        NNOptions(**wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_nn_agrees_on_the_gpu() -> None:
+    known = Known(planted(60, 1, seed=90), planted(60, 0, seed=91))
+    scored = planted(50, 1, seed=92), planted(50, 0, seed=93)
+    state = torch.cuda.get_rng_state()
+    cpu, gpu = (ATTACKS["nn"](known, *scored, NNOptions(nn_epochs=2, device=d), 0) for d in ("cpu", "cuda"))
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    np.testing.assert_allclose(gpu.members, cpu.members, atol=1e-4)
