@@ -1,4 +1,4 @@
-"""Train a classifier under a defense (--defense NAME). All logic is in common/train.py and common/defenses/."""
+"""Train a classifier under a defense (--defense NAME). All logic is in common/training.py and common/defenses/."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.cli import run_script
-from common.train import main
+from common.commands import train_defense
 
 if __name__ == "__main__":
-    run_script(main, Path(__file__).resolve().parent)
+    run_script(train_defense, Path(__file__).resolve().parent)

@@ -28,9 +28,7 @@ def parser(folder: Path, description: str, *, seed: bool = True, device: bool = 
     if seed:
         made.add_argument("--seed", type=int, default=0, metavar="INT", help="seed of the run (default: 0)")
     if device:
-        made.add_argument(
-            "--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default: auto)"
-        )
+        made.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default: auto)")
     return made
 
 

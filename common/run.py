@@ -31,6 +31,7 @@ class Run:
     config: Config
     seed: int
     device: torch.device
+    overrides: tuple[str, ...] = ()  # of --set
 
     @property
     def dataset(self) -> str:
@@ -65,32 +66,28 @@ class Run:
         return self._made_by_run("evaluate_MIAs", "outputs") / self.config.model.name
 
     def results_dir(self, protocol: str) -> Path:
-        """`results/` for the defaults; what differs from them (profile, protocol, seed) names a folder below it."""
+        """`results/` for the defaults; what differs from them names a folder below it, so that no run overwrites another."""
         default = DEFAULT_PROFILE.get(self.dataset, "paper")
         parts = [
             self.profile_name if self.profile_name != default else "",
-            self.config.model.name if self.config.model.name != "resnet18" else "",
             protocol if protocol != "clean" else "",
             f"seed{self.seed}" if self.seed else "",
+            *(override.replace("/", "_") for override in self.overrides),
         ]
         return self.folder / "evaluate_MIAs" / "results" / "-".join(part for part in parts if part)
 
     def command(self, script: str, *arguments: str) -> str:
         """The command that a message tells the user to run, from the repository's root."""
         words = [f"python {self.dataset}/{script}", *arguments, f"--profile {self.profile}"]
+        words += [f"--set {override}" for override in self.overrides]
         return " ".join([*words, f"--seed {self.seed}"] if self.seed and script != "data_partition.py" else words)
 
 
 def open_run(folder: Path, arguments: argparse.Namespace) -> Run:
     """The run that a parsed command line (see common.cli.parser) describes."""
     config = load_config(folder, arguments.profile, arguments.set)
-    return Run(
-        folder,
-        arguments.profile,
-        config,
-        getattr(arguments, "seed", 0),
-        pick_device(getattr(arguments, "device", "cpu")),
-    )
+    device = pick_device(getattr(arguments, "device", "cpu"))
+    return Run(folder, arguments.profile, config, getattr(arguments, "seed", 0), device, tuple(arguments.set))
 
 
 def pick_device(name: str) -> torch.device:
@@ -102,9 +99,7 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"unknown device '{name}'. Known: auto, cpu, cuda, cuda:0, cuda:1 ...") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device '{name}' is not on this machine ({torch.cuda.device_count()} CUDA devices): use --device cpu."
-        )
+        raise UserError(f"device '{name}' is not on this machine ({torch.cuda.device_count()} CUDA devices): use --device cpu.")
     return device
 
 
@@ -112,7 +107,7 @@ def environment(run: Run) -> dict[str, Any]:
     """What a result row says of the place it was made in."""
     root = Path(__file__).parents[1]
     git = ["git", "-C", str(root)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     changed = subprocess.run(
         [*git, "status", "--porcelain", "--", "common", run.dataset], capture_output=True, text=True, check=False
     )

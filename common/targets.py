@@ -58,13 +58,7 @@ def train_target(run: Run, name: str, objective: Objective, split: Split) -> nn.
 
 def load_target(run: Run, name: str, protocol: str, model: nn.Module) -> nn.Module:
     """Load a defense's weights into `model`: the last epoch (clean) or the one best on the test set (released)."""
-    remake = run.command("train_defense.py", f"--defense {name}")
-    path = model_path(run, name)
-    if protocol == "released":
-        path = path.with_suffix(".best.pt")
-        remake += " --set train.best_on_test=true"
-    checkpoint = load_checkpoint(path, remake)
-    refuse_other_config(path, checkpoint.get("settings"), settings_of(run, name), f"move it away, then run: {remake}")
+    path, checkpoint, remake = _read_target(run, name, protocol)
     try:
         model.load_state_dict(checkpoint["model"])
     except (RuntimeError, KeyError) as error:
@@ -72,3 +66,20 @@ def load_target(run: Run, name: str, protocol: str, model: nn.Module) -> nn.Modu
             f"{path} holds another architecture than {run.config.model.name}. Delete it and run: {remake}"
         ) from error
     return model.to(run.device).eval()
+
+
+def training_facts(run: Run, name: str, protocol: str) -> dict[str, Any]:
+    """What the training of a defense has to say beside its weights: Objective.facts and the last line of its log."""
+    _, checkpoint, _ = _read_target(run, name, protocol)
+    return {**checkpoint["facts"], **checkpoint["history"][-1]}
+
+
+def _read_target(run: Run, name: str, protocol: str) -> tuple[Path, dict[str, Any], str]:
+    remake = run.command("train_defense.py", f"--defense {name}")
+    path = model_path(run, name)
+    if protocol == "released":
+        path = path.with_suffix(".best.pt")
+        remake += " --set train.best_on_test=true"
+    checkpoint = load_checkpoint(path, remake)
+    refuse_other_config(path, checkpoint.get("settings"), settings_of(run, name), f"move it away, then run: {remake}")
+    return path, checkpoint, remake

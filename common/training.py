@@ -37,9 +37,9 @@ class Objective:
 
     def __init__(self, model: nn.Module, members: Examples, config: Train, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.model = model.to(
-            device, memory_format=torch.channels_last if device.type == "cuda" else torch.preserve_format
-        )
+        self.model = model.to(device)
+        if device.type == "cuda":
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.members = members.to(device)
         self.optimizer: torch.optim.Optimizer = adam(self.model, config)
 
@@ -109,9 +109,7 @@ def fit(
             part.load_state_dict(saved[name])
         history = saved["history"]
     epochs = objective.config.epochs
-    with tqdm(
-        total=epochs, initial=len(history), desc=path.stem, unit="epoch", smoothing=0.1, disable=None
-    ) as progress:
+    with tqdm(total=epochs, initial=len(history), desc=path.stem, unit="epoch", smoothing=0.1, disable=None) as progress:
         for epoch in range(len(history), epochs):
             history.append(_epoch(objective, epoch, seed, test))
             if test is not None and history[-1]["test_accuracy"] > max(
@@ -122,9 +120,7 @@ def fit(
             save_checkpoint(resume, {**state, "settings": settings, "history": history})
             log = pd.DataFrame(history).to_csv(index=False).encode()
             atomic_write(path.with_suffix(".log.csv"), lambda file, log=log: file.write(log))  # type: ignore[misc]
-            progress.set_postfix_str(
-                " ".join(f"{k} {v:.3f}" for k, v in history[-1].items() if k not in ("epoch", "seconds"))
-            )
+            progress.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in history[-1].items() if k not in ("epoch", "seconds")))
             progress.update()
     finished = _finished(objective, settings, history)
     save_checkpoint(path, finished)
@@ -160,9 +156,7 @@ def _epoch(objective: Objective, epoch: int, seed: int, test: Examples | None) -
 def predict(model: nn.Module, examples: Examples, device: torch.device, batch: int = 500) -> torch.Tensor:
     """Logits [n, C] float32 of the images, in evaluation mode, on the CPU."""
     model = model.to(device).eval()
-    parts = [
-        model(examples.take(slice(i, i + batch)).to(device).pixels(slice(None))) for i in range(0, len(examples), batch)
-    ]
+    parts = [model(examples.take(slice(i, i + batch)).to(device).pixels(slice(None))) for i in range(0, len(examples), batch)]
     return torch.cat(parts).float().cpu()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.cli import run_script
-from common.data.partition import main
+from common.commands import data_partition
 
 if __name__ == "__main__":
-    run_script(main, Path(__file__).resolve().parent)
+    run_script(data_partition, Path(__file__).resolve().parent)

@@ -132,11 +132,11 @@ def test_m_entropy_falls_with_the_true_probability_and_rises_with_the_others() -
         assert up > here > down
 
 
-def test_m_entropy_has_no_plateau_where_float32_has_one() -> None:
-    """1 - p is 0 in float32 beyond p = 1 - 6e-8 (phi = 17) and in float64 beyond phi = 37."""
-    logits = np.array([[z, 0.0, -1.0] for z in (18, 25, 36, 40, 60, 100)])
-    scores = METRIC_ATTACKS["m-entropy"](Outputs(logits, np.zeros(6, dtype=int)))
-    assert (np.diff(scores[:4]) > 0).all()
+@pytest.mark.parametrize("phi", [30.0, 60.0, -30.0, -60.0])
+def test_m_entropy_is_precise_where_p_rounds_to_one(phi: float) -> None:
+    """Two classes: M = -2 (1 - p_y) ln p_y with 1 - p_y = 1 / (1 + e^phi), which is 0 as a difference beyond phi = 37."""
+    expected = 2 / (1 + math.exp(phi)) * (math.log1p(math.exp(-phi)))
+    assert -score("m-entropy", Outputs(np.array([[phi, 0.0]]), np.array([0]))) == pytest.approx(expected, rel=1e-9, abs=0)
 
 
 def test_entropy() -> None:
@@ -219,7 +219,7 @@ def test_nn_finds_a_planted_signal() -> None:
 
 @pytest.mark.parametrize("select_on", ["known", "scored"])
 def test_nn_finds_nothing_under_permuted_membership(select_on: nn.SelectOn) -> None:
-    """With `select_on="scored"`, 5 epochs look at the scored points once: in both cases they do not choose the epoch."""
+    """With "scored", 5 epochs look at the scored points once: in both cases they do not choose the epoch."""
     pool = together(planted(2000, 1, seed=20), planted(2000, 0, seed=21))
     parts = np.random.default_rng(22).permutation(4000).reshape(4, 1000)
     a, b, members, non_members = (pool.take(part) for part in parts)
@@ -285,10 +285,35 @@ def test_nn_is_deterministic_and_leaves_the_global_generator_alone() -> None:
     assert not np.array_equal(first.members, other.members)
 
 
+@pytest.mark.parametrize("select_on", ["known", "scored"])
+def test_nn_does_not_train_on_the_scored_points(select_on: nn.SelectOn) -> None:
+    """With the epoch fixed in advance (one look), swapping scored members and non-members swaps their scores exactly."""
+    known = Known(planted(40, 1, seed=54), planted(40, 0, seed=55))
+    a, b = planted(30, 1, seed=56), planted(30, 0, seed=57)
+    options = NNOptions(nn_epochs=4, select_on=select_on)
+    straight, swapped = ATTACKS["nn"](known, a, b, options, 0), ATTACKS["nn"](known, b, a, options, 0)
+    np.testing.assert_array_equal(straight.members, swapped.non_members)
+    np.testing.assert_array_equal(straight.non_members, swapped.members)
+    assert np.ptp(straight.members) > 0
+
+
+def test_learning_rate_drops_at_half_time_and_batches_are_balanced(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[float, int, int]] = []
+
+    def record(net: nn.AttackNet, optimizer: torch.optim.Optimizer, a: torch.Tensor, b: torch.Tensor) -> None:
+        steps.append((optimizer.param_groups[0]["lr"], len(a), len(b)))
+        optimizer.step()
+
+    monkeypatch.setattr(nn, "training_step", record)
+    known = Known(planted(100, 1, seed=58), planted(45, 0, seed=59))  # 80 and 36 of them train
+    ATTACKS["nn"](known, planted(5, 1, seed=60), planted(5, 0, seed=61), NNOptions(nn_epochs=4), 0)
+    epoch = [(64, 64), (16, 16)]
+    assert [(a, b) for _, a, b in steps] == 4 * epoch
+    assert [lr for lr, _, _ in steps] == pytest.approx([5e-4] * 4 + [5e-5] * 4)
+
+
 @pytest.mark.parametrize(("select_on", "looks", "held"), [("known", 12, 12), ("scored", 3, 35)])
-def test_nn_keeps_the_best_epoch(
-    monkeypatch: pytest.MonkeyPatch, select_on: nn.SelectOn, looks: int, held: int
-) -> None:
+def test_nn_keeps_the_best_epoch(monkeypatch: pytest.MonkeyPatch, select_on: nn.SelectOn, looks: int, held: int) -> None:
     """Every epoch is judged on held-out known points; as released, epochs 5, 10 and the last on the scored ones.
 
     The AUC is replaced by one that calls the second look the best: the scores returned must be those of that look.
@@ -303,11 +328,7 @@ def test_nn_keeps_the_best_epoch(
     known = Known(planted(60, 1, seed=60), planted(60, 0, seed=61))
     options = NNOptions(nn_epochs=12, select_on=select_on)
     scores = ATTACKS["nn"](known, planted(35, 1, seed=62), planted(35, 0, seed=63), options, 3)
-    judged = (
-        (scores.known_members, scores.known_non_members)
-        if select_on == "known"
-        else (scores.members, scores.non_members)
-    )
+    judged = (scores.known_members, scores.known_non_members) if select_on == "known" else (scores.members, scores.non_members)
     assert len(seen) == looks
     assert len(seen[0][0]) == held
     np.testing.assert_array_equal(judged, seen[1])

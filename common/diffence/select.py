@@ -35,6 +35,13 @@ class Selector:
         """The released candidate of each input, int64 [n]: logits [n, N, C] and labels [n] in, ORIGINAL where none keeps it."""
         return _first_nearest(self.rank(candidates, labels[:, None]))
 
+    def draws(self, candidates: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """How many candidates each input needs when they are drawn one by one until one qualifies: int64 [n], 1..N."""
+        if self.scenario == "average":
+            return np.full(len(candidates), candidates.shape[1])
+        qualifies = self.rank(candidates, labels[:, None]) == 0
+        return np.where(qualifies.any(1), qualifies.argmax(1) + 1, candidates.shape[1])
+
     def release(self, candidates: np.ndarray, original: np.ndarray) -> np.ndarray:
         """Released logits [n, C] from those of the candidates [n, N, C] and of the original images [n, C]."""
         if self.scenario == "average":
@@ -64,9 +71,7 @@ class FitPoints:
         return self.candidates.argmax(-1) == self.original.argmax(-1)[:, None]
 
 
-def fit_selector(
-    scenario: str, members: FitPoints, non_members: FitPoints, grid: int = 20, js_bins: int = 100
-) -> Selector:
+def fit_selector(scenario: str, members: FitPoints, non_members: FitPoints, grid: int = 20, js_bins: int = 100) -> Selector:
     """The selector of a scenario (paper Section III-B2).
 
     1: of all intervals between grid + 1 points of [min phi of members, max phi of non-members], the one under which the
@@ -84,9 +89,7 @@ def fit_selector(
         return Selector(scenario, float(logits.min()), float(logits.mean()))
     others = phi(non_members.candidates)[non_members.kept]
     if not others.size:
-        raise UserError(
-            "no reconstruction of the defender's non-members keeps its label: lower diffence.t or train longer."
-        )
+        raise UserError("no reconstruction of the defender's non-members keeps its label: lower diffence.t or train longer.")
     # Where the two do not overlap, the paper's range is empty and the search covers the gap between them.
     low, high = sorted((float(logits.min()), float(others.max())))
     ends = np.linspace(low, high, grid + 1)

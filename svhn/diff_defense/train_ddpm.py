@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.cli import run_script
-from common.diffence.ddpm import main
+from common.commands import train_ddpm
 
 if __name__ == "__main__":
-    run_script(main, Path(__file__).resolve().parents[1])
+    run_script(train_ddpm, Path(__file__).resolve().parents[1])

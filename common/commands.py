@@ -1,0 +1,104 @@
+"""The command lines of a data set's scripts. Each parses first and imports after, so that --help answers at once."""
+
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.cli import parser
+from common.config import load_config
+from common.errors import check_name
+
+# For --help, which imports no defense; the registry itself is common.defenses.DEFENSES.
+DEFENSE_NAMES = "undefended, selena, advreg, hamp, relaxloss, dpsgd, memguard, or your own"
+
+
+def data_partition(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/data_partition.py`"""
+    made = parser(folder, f"Partition {folder.name} into members, reference and non-members.", seed=False, device=False)
+    made.add_argument(
+        "--root", type=Path, help=f"folder of the official files (default: $DIFFENCE_DATA, else {folder.name}/data)"
+    )
+    parsed = _parse(made, folder, arguments)
+    from common.data.partition import load_split, write_partition
+    from common.run import open_run
+
+    run = open_run(folder, parsed)
+    if (run.partition_dir / "manifest.json").is_file():
+        load_split(run)  # refuses one that is damaged or was made under other settings
+        print(f"{run.partition_dir} exists and is intact.")
+        return
+    root = parsed.root or (Path(os.environ["DIFFENCE_DATA"]) if os.environ.get("DIFFENCE_DATA") else folder / "data")
+    counts = write_partition(run, root)
+    print(f"{run.partition_dir}: " + ", ".join(f"{count:,} {part.replace('_', '-')}" for part, count in counts.items()))
+
+
+def train_defense(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/train_defense.py --defense NAME`"""
+    made = parser(folder, f"Train a classifier on the members of {folder.name} under a defense.")
+    made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    parsed = _parse(made, folder, arguments)
+    from common.data.partition import load_split
+    from common.defenses import DEFENSES, check_options
+    from common.run import open_run
+    from common.targets import model_path
+    from common.training import accuracy
+
+    check_name("defense", parsed.defense, DEFENSES)
+    run = open_run(folder, parsed)
+    check_options(run)
+    split = load_split(run)
+    model = DEFENSES[parsed.defense].train(run, split)
+    members, others = (accuracy(model, part, run.device) for part in (split.members, split.non_members))
+    print(f"{model_path(run, parsed.defense)}: accuracy {members:.4f} on members, {others:.4f} on non-members")
+
+
+def train_ddpm(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/diff_defense/train_ddpm.py`"""
+    parsed = _parse(parser(folder, f"Train the diffusion model that re-generates images of {folder.name}."), folder, arguments)
+    from common.data.partition import load_split
+    from common.diffence import ddpm
+    from common.run import open_run
+
+    run = open_run(folder, parsed)
+    split = load_split(run)
+    made = ddpm.train_ddpm(run, split.members)
+    ddpm.save_grid(run, split, made / "reconstructions.png")
+    print(f"{made / 'unet'}: the diffusion model; {made / 'reconstructions.png'}: originals above their reconstructions")
+
+
+def _parse(made: ArgumentParser, folder: Path, arguments: Sequence[str]) -> Namespace:
+    """Parse, and refuse a wrong setting before anything slow is imported."""
+    parsed = made.parse_args(arguments)
+    load_config(folder, parsed.profile, parsed.set)
+    return parsed
+
+
+def evaluate_mia(folder: Path, arguments: Sequence[str]) -> None:
+    """`bash <data set>/evaluate_MIAs/evaluate_mia.sh --defense NAME`"""
+    made = parser(folder, f"Attack a classifier of {folder.name}, without and with Diffence.")
+    made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    made.add_argument(
+        "--scenario", nargs="+", default=["1"], help="1, 2, 3 or average; several are evaluated in one go (default: 1)"
+    )
+    made.add_argument("--n", type=int, help="candidates an image (default: the profile's)")
+    made.add_argument("--t", type=int, help="diffusion step T, 1..1000 (default: the profile's)")
+    made.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
+    parsed = made.parse_args(arguments)
+    parsed.set += [f"diffence.{key}={value}" for key in ("n", "t") if (value := getattr(parsed, key)) is not None]
+    load_config(folder, parsed.profile, parsed.set)
+    for scenario in parsed.scenario:
+        check_name("scenario", scenario, ("1", "2", "3", "average"))
+    check_name("protocol", parsed.protocol, ("clean", "released"))
+    from common.defenses import DEFENSES, check_options
+    from common.evaluate import evaluate
+    from common.report import markdown
+    from common.run import open_run
+
+    check_name("defense", parsed.defense, DEFENSES)
+    run = open_run(folder, parsed)
+    check_options(run)
+    rows = evaluate(run, parsed.defense, parsed.protocol, parsed.scenario)
+    print(f"\n{run.dataset}, {run.profile_name}, protocol {parsed.protocol}, seed {run.seed}\n")
+    print(markdown(rows))
+    print(f"\nText, JSON rows, scores and pictures: {run.results_dir(parsed.protocol)}")

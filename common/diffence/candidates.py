@@ -1,0 +1,82 @@
+"""The candidates of an evaluation, drawn once and shared by every defense: they depend on the image and the diffusion
+model alone. They lie in shards of 100 images, as float16, so that a killed run continues at the shard where it was.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.data.partition import Examples
+from common.diffence.ddpm import ddpm_settings, load_reconstructor
+from common.diffence.reconstruct import DiffusionReconstructor, draw_candidates
+from common.files import atomic_write, read_json, refuse_other_config, sha256, write_json
+from common.run import Run
+
+SHARD = 100
+SIDES = ("members", "non_members")
+
+
+def candidate_settings(run: Run) -> dict[str, Any]:
+    """What candidates depend on, beside the images. More of them (N) extend a set: candidate j has noise of its own."""
+    chosen = run.config.diffence
+    weights = sha256(run.ddpm_dir / "unet" / "diffusion_pytorch_model.safetensors")
+    return {"t": chosen.t, "steps": chosen.steps, "forward": chosen.forward, "weights": weights, "ddpm": ddpm_settings(run)}
+
+
+def query_ids(side: str, places: range) -> torch.Tensor:
+    """The query that names the noise of an image in an evaluation: even for members, odd for non-members. int64 [n]."""
+    return torch.tensor(places, dtype=torch.int64) * len(SIDES) + SIDES.index(side)
+
+
+def draw_all(run: Run, examples: dict[str, Examples], count: int) -> None:
+    """Draw what is missing of the candidates of the first `count` images of each side, with a progress bar."""
+    folder, settings = _folder(run), candidate_settings(run)
+    if (folder / "settings.json").is_file():
+        made = read_json(folder / "settings.json", f"rm -r {folder}")
+        refuse_other_config(folder, made, settings, "delete it and run this again.")
+    starts = [(side, start) for side in SIDES for start in range(0, count, SHARD)]
+    missing = [place for place in starts if _stored(_shard(run, *place)) < run.config.diffence.n]
+    if not missing:
+        return
+    reconstruct = load_reconstructor(run)
+    write_json(folder / "settings.json", settings)
+    with tqdm(total=len(missing) * SHARD, desc="candidates", unit="image", smoothing=0.05, disable=None) as progress:
+        for side, start in missing:
+            places = range(start, min(start + SHARD, len(examples[side])))
+            drawn = _draw(run, reconstruct, examples[side], side, places)
+            atomic_write(_shard(run, side, start), lambda file, drawn=drawn: np.save(file, drawn))  # type: ignore[misc]
+            progress.update(SHARD)
+
+
+def shards(run: Run, side: str, count: int) -> Iterator[torch.Tensor]:
+    """The candidates of the first `count` images of a side, a shard at a time: float32 [b, N, 3, H, W] in [0, 1]."""
+    for start in range(0, count, SHARD):
+        stored = np.load(_shard(run, side, start), mmap_mode="r")
+        yield torch.from_numpy(np.array(stored[: count - start, : run.config.diffence.n])).float()
+
+
+def _draw(run: Run, reconstruct: DiffusionReconstructor, examples: Examples, side: str, places: range) -> np.ndarray:
+    images = examples.pixels(slice(places.start, places.stop)).to(run.device)
+    chosen = run.config.diffence
+    return draw_candidates(reconstruct, images, query_ids(side, places), chosen.n, chosen.batch).half().cpu().numpy()
+
+
+def _folder(run: Run) -> Path:
+    chosen = run.config.diffence
+    return run.candidates_dir / f"t{chosen.t}-steps{chosen.steps}-{chosen.forward}"
+
+
+def _shard(run: Run, side: str, start: int) -> Path:
+    return _folder(run) / f"{side}_{start:06d}.npy"
+
+
+def _stored(path: Path) -> int:
+    """How many candidates an image of this shard has; 0 where the shard is missing or torn."""
+    try:
+        return int(np.load(path, mmap_mode="r").shape[1])
+    except (OSError, ValueError):
+        return 0

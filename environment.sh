@@ -1,0 +1,46 @@
+# Sourced by the shell scripts: sets $PYTHON to an interpreter that has the dependencies of pyproject.toml, the active one
+# if it has them, else that of .venv, which is made (once) where it is missing.
+_root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
+_has_dependencies() {
+    "$1" - "$_root/pyproject.toml" <<'PY' 2>/dev/null
+import sys
+from importlib.metadata import version
+
+try:
+    import tomllib
+except ImportError:
+    from pip._vendor import tomli as tomllib
+from pip._vendor.packaging.requirements import Requirement
+
+with open(sys.argv[1], "rb") as file:
+    needed = [Requirement(line) for line in tomllib.load(file)["project"]["dependencies"]]
+sys.exit(any(not need.specifier.contains(version(need.name), prereleases=True) for need in needed))
+PY
+}
+
+PYTHON="${PYTHON:-$(command -v python3 || command -v python || true)}"
+if [ -z "$PYTHON" ]; then
+    echo "error: Python 3.10 or newer is needed, and there is no python3 on the PATH." >&2
+    exit 2
+fi
+if ! _has_dependencies "$PYTHON"; then
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+        echo "error: Python 3.10 or newer is needed; $PYTHON is $("$PYTHON" -V 2>&1). Name another one: PYTHON=python3.12 bash ..." >&2
+        exit 2
+    fi
+    if ! { [ -x "$_root/.venv/bin/python" ] && _has_dependencies "$_root/.venv/bin/python"; }; then
+        echo "Installing the dependencies into $_root/.venv (once, a few minutes, about 6 GB) ..."
+        "$PYTHON" -m venv "$_root/.venv" || {
+            echo "error: $PYTHON cannot make a virtual environment: install its venv module (Debian: apt-get install python3-venv)." >&2
+            exit 2
+        }
+        # One pip call for all: torch and torchvision must be resolved as a pair.
+        "$_root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$_root" || {
+            echo "error: the installation failed; the message above says why. Run the same command again to continue." >&2
+            exit 2
+        }
+    fi
+    PYTHON="$_root/.venv/bin/python"
+fi
+export PYTHON
