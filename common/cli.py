@@ -8,6 +8,9 @@ from pathlib import Path
 
 from common.errors import UserError
 
+# On a shared machine, threads that spin while they wait slow one another manyfold; set before torch starts them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 DEFAULT_PROFILE = {"synthetic": "small"}  # elsewhere `paper`: a rerun of a table is what the folders exist for
 
 

@@ -39,14 +39,13 @@ def train_defense(folder: Path, arguments: Sequence[str]) -> None:
     made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
     parsed = _parse(made, folder, arguments)
     from common.data.partition import load_split
-    from common.defenses import DEFENSES, check_options
+    from common.defenses import DEFENSES, with_options
     from common.run import open_run
     from common.targets import model_path
     from common.training import accuracy
 
     check_name("defense", parsed.defense, DEFENSES)
-    run = open_run(folder, parsed)
-    check_options(run)
+    run = with_options(open_run(folder, parsed))
     split = load_split(run)
     model = DEFENSES[parsed.defense].train(run, split)
     members, others = (accuracy(model, part, run.device) for part in (split.members, split.non_members))
@@ -90,14 +89,13 @@ def evaluate_mia(folder: Path, arguments: Sequence[str]) -> None:
     for scenario in parsed.scenario:
         check_name("scenario", scenario, ("1", "2", "3", "average"))
     check_name("protocol", parsed.protocol, ("clean", "released"))
-    from common.defenses import DEFENSES, check_options
+    from common.defenses import DEFENSES, with_options
     from common.evaluate import evaluate
     from common.report import markdown
     from common.run import open_run
 
     check_name("defense", parsed.defense, DEFENSES)
-    run = open_run(folder, parsed)
-    check_options(run)
+    run = with_options(open_run(folder, parsed))
     rows = evaluate(run, parsed.defense, parsed.protocol, parsed.scenario)
     print(f"\n{run.dataset}, {run.profile_name}, protocol {parsed.protocol}, seed {run.seed}\n")
     print(markdown(rows))

@@ -107,7 +107,9 @@ def environment(run: Run) -> dict[str, Any]:
     """What a result row says of the place it was made in."""
     root = Path(__file__).parents[1]
     git = ["git", "-C", str(root)]
-    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     changed = subprocess.run(
         [*git, "status", "--porcelain", "--", "common", run.dataset], capture_output=True, text=True, check=False
     )

@@ -1,12 +1,12 @@
 """The defenses by name. One of your own is a file with `train(run, split)` and one line here (README shows an example)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
 from common.data.partition import Split
-from common.defenses import undefended
+from common.defenses import advreg, dpsgd, hamp, memguard, relaxloss, selena, undefended
 from common.errors import check_name
 from common.run import Run
 from common.targets import options_of, target_classifier
@@ -31,10 +31,18 @@ class Defense:
 
 DEFENSES = {
     "undefended": Defense(undefended.train),
+    "selena": Defense(selena.train, selena.Options),
+    "advreg": Defense(advreg.train, advreg.Options),
+    "hamp": Defense(hamp.train, hamp.Options, hamp.build),
+    "relaxloss": Defense(relaxloss.train, relaxloss.Options),
+    "dpsgd": Defense(dpsgd.train, dpsgd.Options, dpsgd.build),
+    "memguard": Defense(memguard.train, memguard.Options, memguard.build),
 }
 
 
-def check_options(run: Run) -> None:
-    """Refuse a misspelt defense or option in the config before any work starts."""
+def with_options(run: Run) -> Run:
+    """The run with every defense's section complete; a misspelt defense or option is refused before any work starts."""
     for name in run.config.defenses:
-        options_of(run, check_name("defense in the config", name, DEFENSES), DEFENSES[name].options)
+        check_name("defense in the config", name, DEFENSES)
+    sections = {name: asdict(options_of(run, name, defense.options)) for name, defense in DEFENSES.items()}
+    return replace(run, config=replace(run.config, defenses=sections))

@@ -11,7 +11,8 @@ Sampling and noise come from PyTorch's generators, seeded by epoch: they resume 
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,8 @@ class DPSGD(Objective):
         parts = index.split(self.options.physical_batch)
         for number, part in enumerate(parts, start=1):
             self.private.signal_skip_step(number < len(parts))  # noise and the step itself come with the last part
-            part_loss, part_correct = super().step(part, epoch)
+            with _quiet():
+                part_loss, part_correct = super().step(part, epoch)
             loss, correct = loss + part_loss * len(part) / len(index), correct + part_correct
         return loss, correct
 
@@ -109,9 +111,7 @@ class DPSGD(Objective):
 
     def facts(self) -> dict[str, Any]:
         """The privacy spent so far; an epsilon of None is none at all (no noise)."""
-        with warnings.catch_warnings():
-            # At the paper's noise the best Renyi order lies below Opacus's smallest: still a bound, if not the tightest.
-            warnings.filterwarnings("ignore", message="Optimal order is the")
+        with _quiet():
             epsilon = self.accountant.get_epsilon(self.options.delta)
         return {
             "epsilon": epsilon if math.isfinite(epsilon) else None,
@@ -139,8 +139,7 @@ def _noise_multiplier(options: Options, sample_rate: float, steps: int) -> float
     if not options.target_epsilon:
         return options.noise_multiplier
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Optimal order is the")  # of noise levels tried on the way
+        with _quiet():
             return get_noise_multiplier(
                 target_epsilon=options.target_epsilon,
                 target_delta=options.delta,
@@ -153,3 +152,14 @@ def _noise_multiplier(options: Options, sample_rate: float, steps: int) -> float
         raise UserError(
             f"defenses.dpsgd.target_epsilon = {options.target_epsilon} is too small for any noise: raise it."
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without two warnings of which nothing follows here."""
+    with warnings.catch_warnings():
+        # At the paper's noise the best Renyi order lies below Opacus's smallest: its epsilon still is a bound.
+        warnings.filterwarnings("ignore", message="Optimal order is the")
+        # Of the first layer, whose input is an image.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        yield

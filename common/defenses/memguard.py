@@ -6,9 +6,9 @@ probability that keeps the expected L1 distortion within a budget. That draw is 
 average it away. Ports, the released code among them, stop after phase I: `epsilon=2`, the largest distance of two
 distributions, comes to the same except where phase I only moved g further from 1/2.
 
-Choices of ours: all samples are searched at once (benchmarks/memguard.py). Confidences are sorted inside g, also during
-the search, since an attacker sorts what it sees. g is trained on the members and the reference half without a scored
-point; the released one saw all scored points. Behind Diffence, pass the selected logits to `MemGuard.release`.
+Here all samples are searched at once (benchmarks/memguard.py), and g sorts also during the search, as an attacker sorts what
+it sees. g is trained on members and the reference half, without a scored point; the released one saw all scored points.
+Behind Diffence, pass the selected logits to `MemGuard.release`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from common.config import Data, Train, require
 from common.data import DATASETS
@@ -31,7 +31,6 @@ from common.training import Objective, Stateful, fit, predict
 STEP = 0.1  # length of a step in logit space
 LABEL_WEIGHT = 10.0  # c2, against a change of label; c1, of g's guess, is 1
 DISTORTION_WEIGHTS = tuple(10.0**power for power in range(-1, 6))  # c3: 0.1 to 1e5; a larger one, a smaller distortion
-ROWS = 500  # searched at a time: their activations stay in the processor's cache
 UNDECIDED = 1e-5  # a guess this close to 1/2 needs no noise
 
 
@@ -64,7 +63,7 @@ class Guard(nn.Module):
                 nn.Linear(classes, 256), relu, nn.Linear(256, 128), relu, nn.Linear(128, 64), relu, nn.Linear(64, 1)
             )
 
-    def forward(self, confidences: torch.Tensor) -> torch.Tensor:
+    def forward(self, confidences: Tensor) -> Tensor:
         """Confidences [n, C] that sum to 1 -> the logit of P(member), float32 [n]."""
         return self.layers(confidences.sort(dim=1).values.float()).squeeze(1)
 
@@ -76,27 +75,28 @@ class MemGuard(nn.Module):
         super().__init__()
         self.classifier, self.guard, self.options, self.seed = classifier, guard, options, seed
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.release(self.classifier(images).float(), image_keys(images))
 
-    def release(self, logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    def release(self, logits: Tensor, keys: Tensor) -> Tensor:
         """Both phases on logits [n, C]; the same `keys` int64 [n] (see `image_keys`) get the same draw of phase II.
 
         Returns finite log-probabilities [n, C] of the logits' type and with their labels (argmax).
         """
-        # Under inference_mode, too: phase I differentiates. In float64, as the softmax of a sure answer has no gradient
-        # in float32 beyond a margin of 16.
-        with torch.inference_mode(False), torch.enable_grad():
-            true = logits.detach().clone().double()
+        with torch.inference_mode(False):  # phase I differentiates, also where the caller forbids it
+            true = logits.detach().clone().double()  # in float32 the softmax of a sure answer has no exact gradient
             noisy = find_noise(self.guard, true, self.options.steps)
         with torch.no_grad():
             chance = self.release_chance(true, noisy)
             draw = [derive_seed("memguard", self.seed, key) / 2**63 for key in keys.tolist()]
             chosen = torch.tensor(draw, dtype=chance.dtype, device=chance.device) < chance
             released = torch.where(chosen[:, None], noisy, true).log_softmax(1).to(logits.dtype)
-        return _keep_labels(released, logits.argmax(1))
+            labels, top = logits.argmax(1), released.amax(1)
+            lost = (released.argmax(1) != labels).nonzero().squeeze(1)  # rounding has tied the label with another class
+            released[lost, labels[lost]] = torch.nextafter(top, top.new_tensor(torch.inf))[lost]
+        return released
 
-    def release_chance(self, true: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
+    def release_chance(self, true: Tensor, noisy: Tensor) -> Tensor:
         """Phase II: the probability [n] with which the answer with logits `noisy` [n, C] replaces `true` [n, C]."""
         before, after = true.softmax(1), noisy.softmax(1)
         distance = (after - before).abs().sum(1)
@@ -105,16 +105,15 @@ class MemGuard(nn.Module):
         return torch.where(helps, chance, 0.0)
 
 
-def find_noise(guard: nn.Module, logits: torch.Tensor, steps: int) -> torch.Tensor:
+@torch.no_grad()
+def find_noise(guard: nn.Module, logits: Tensor, steps: int) -> Tensor:
     """Phase I for all rows of logits [n, C], float64: the logits of the last success, or the row unchanged.
 
     A success keeps the label and moves g's guess across 1/2. Each row goes on to the next distortion weight until one
     fails. `guard` maps confidences [n, C] to the logit of P(member), [n].
     """
-    best = logits.clone()
-    with torch.no_grad():
-        guess = guard(logits.softmax(1))
-    rows = ((guess.double().sigmoid() - 0.5).abs() > UNDECIDED).nonzero().squeeze(1)
+    best, guess = logits.clone(), guard(logits.softmax(1)).double()
+    rows = ((guess.sigmoid() - 0.5).abs() > UNDECIDED).nonzero().squeeze(1)
     for weight in DISTORTION_WEIGHTS:
         found, success = _descend(guard, logits[rows], guess[rows].sign(), weight, steps)
         rows = rows[success]
@@ -122,53 +121,39 @@ def find_noise(guard: nn.Module, logits: torch.Tensor, steps: int) -> torch.Tens
     return best
 
 
-def _descend(
-    guard: nn.Module, logits: torch.Tensor, side: torch.Tensor, weight: float, steps: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _descend(guard: nn.Module, logits: Tensor, side: Tensor, weight: float, steps: int) -> tuple[Tensor, Tensor]:
     """At most `steps` gradient steps from logits [n, C]; `side` [n] is the sign of g's guess there.
 
     Returns the logits reached and where they are a success, bool [n]; a row leaves the search once it is one.
     """
     reached, success = logits.clone(), torch.zeros_like(side, dtype=torch.bool)
-    for _ in range(steps + 1):  # once more, to look at the last step's result
-        searched = (~success).nonzero().squeeze(1)
-        for rows in searched.split(ROWS):
-            success[rows], reached[rows] = _step(guard, reached[rows], logits[rows], side[rows], weight)
+    true, labels = logits.softmax(1), logits.argmax(1, keepdim=True)
+    for step in range(steps + 1):
+        rows = (~success).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        z, label = reached[rows], labels[rows]
+        confidences, top = z.softmax(1), z.argmax(1, keepdim=True)
+        with torch.enable_grad():
+            guess = guard(confidences.requires_grad_())
+            slope = torch.autograd.grad(guess.abs().sum(), confidences)[0]
+        success[rows] = found = (guess * side[rows] < 0) & (top == label).squeeze(1)
+        if step == steps:
+            break
+        slope = slope + weight * (confidences - true[rows]).sign()  # the distortion's
+        gradient = confidences * (slope - (confidences * slope).sum(1, keepdim=True))  # the softmax's Jacobian
+        gradient.scatter_(1, top, LABEL_WEIGHT, reduce="add").scatter_(1, label, -LABEL_WEIGHT, reduce="add")
+        # A gradient that vanishes altogether makes a step of length 0, not NaN.
+        move = STEP * F.normalize(gradient, dim=1, eps=1e-100)
+        reached[rows] = z - move * (~found)[:, None]
     return reached, success
 
 
-def _step(
-    guard: nn.Module, z: torch.Tensor, logits: torch.Tensor, side: torch.Tensor, weight: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which rows of z [n, C] are a success already, and z with the others moved by one normalised gradient step."""
-    label = logits.argmax(1, keepdim=True)
-    z = z.requires_grad_()
-    confidences = z.softmax(1)
-    guess = guard(confidences)
-    success = (guess * side < 0) & (z.argmax(1, keepdim=True) == label).squeeze(1)
-    overtaken = (z.scatter(1, label, -torch.inf).amax(1) - z.gather(1, label).squeeze(1)).relu()
-    distortion = (confidences - logits.softmax(1)).abs().sum(1)
-    loss = guess.abs() + LABEL_WEIGHT * overtaken + weight * distortion
-    (gradient,) = torch.autograd.grad(loss.sum(), z)
-    # A gradient that vanishes altogether makes a step of length 0, not NaN.
-    move = STEP * F.normalize(gradient, dim=1, eps=1e-100)
-    return success, z.detach() - move * (~success)[:, None]
-
-
-def _keep_labels(released: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Where rounding has tied the label [n] with another class, lift it by one unit in the last place."""
-    lost = (released.argmax(1) != labels).nonzero().squeeze(1)
-    top = torch.nextafter(released.amax(1), released.new_tensor(torch.inf))
-    released[lost, labels[lost]] = top[lost]
-    return released
-
-
-def image_keys(images: torch.Tensor) -> torch.Tensor:
+def image_keys(images: Tensor) -> Tensor:
     """A hash int64 [n] of the bytes of images [n, 3, H, W] in [0, 1]: the same image is the same query on any machine."""
     rows = (images * 255).round().to(torch.uint8).flatten(1).cpu().numpy()
-    return torch.tensor(
-        [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little", signed=True) for row in rows]
-    )
+    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
 class GuardTraining(Objective):
@@ -183,7 +168,7 @@ class GuardTraining(Objective):
         self.optimizer = torch.optim.SGD(self.guard.parameters(), config.lr)
         self.weight = len(answers) / (2 * torch.bincount(self.members.labels, minlength=2))
 
-    def step(self, index: torch.Tensor, epoch: int) -> tuple[float, int]:
+    def step(self, index: Tensor, epoch: int) -> tuple[float, int]:
         index = index.to(self.device)
         member = self.members.labels[index]
         guess = self.guard(self.members.images[index])
@@ -198,12 +183,13 @@ class GuardTraining(Objective):
         return {"guard": self.guard, "optimizer": self.optimizer}
 
 
-def guard_members(data: Data) -> torch.Tensor:
+def guard_members(data: Data) -> Tensor:
     """Positions of the members that the guard may train on: all that neither protocol scores. UserError if none."""
-    scored = {position for protocol in PROTOCOLS for position in pools(data, protocol).scored}
-    left = [position for position in range(data.members) if position not in scored]
-    require(bool(left), "memguard trains its guard on members that are not scored: raise data.members above those scored.")
-    return torch.tensor(left)
+    free = torch.ones(data.members, dtype=torch.bool)
+    for protocol in PROTOCOLS:
+        free[list(pools(data, protocol).scored)] = False
+    require(bool(free.any()), "memguard needs members that are not scored, to train its guard: raise data.members.")
+    return free.nonzero().squeeze(1)
 
 
 def guard_examples(classifier: nn.Module, split: Split, data: Data, device: torch.device) -> Examples:
@@ -233,11 +219,10 @@ def train(run: Run, split: Split) -> nn.Module:
 
 
 def _train_guard(run: Run, split: Split, protocol: str, path: Path) -> MemGuard:
-    made = build(run)
+    made, options = build(run), options_of(run, "memguard", Options)
     load_target(run, "undefended", protocol, made.classifier)
-    options = made.options
     config = dataclasses.replace(run.config.train, epochs=options.epochs, batch_size=options.batch_size, lr=options.lr)
     examples = guard_examples(made.classifier, split, run.config.data, run.device)
     remake = run.command("train_defense.py", "--defense memguard")
     fit(GuardTraining(made, examples, config, run.device), path, settings_of(run, "memguard"), run.seed, remake)
-    return made
+    return made.eval()
