@@ -1,0 +1,346 @@
+"""MemGuard: both phases against the paper's rules and the plain one-at-a-time loop, and the guard's training."""
+
+import math
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.config import Config, Data, Model, Train
+from common.data.partition import PROTOCOLS, Examples, Split, pools
+from common.defenses import memguard, undefended
+from common.defenses.memguard import Guard, GuardTraining, MemGuard, Options, find_noise, image_keys
+from common.errors import UserError
+from common.run import Run
+from common.targets import load_target, options_of
+from common.training import predict
+
+CPU = torch.device("cpu")
+CLASSES = 10
+DATA = Data(members=60, reference=32, non_members=40, fit=4, known=6, scored=12)
+PLAIN = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "memguard.py"))
+
+
+def examples(count: int, seed: int) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return Examples(images, torch.randint(0, CLASSES, (count,), generator=generator))
+
+
+def make_run(folder: Path, data: Data = DATA, best_on_test: bool = True, **options: Any) -> Run:
+    config = Config(
+        data=data,
+        model=Model(width=4, depth=1),
+        train=Train(epochs=2, batch_size=16, best_on_test=best_on_test),
+        defenses={"memguard": {"epochs": 3, "steps": 20, **options}},
+    )
+    return Run(folder / "synthetic", "small", config, 0, CPU)
+
+
+def make_split() -> Split:
+    return Split(examples(60, 1), examples(32, 2), examples(40, 3))
+
+
+def answers(count: int, classes: int = CLASSES, seed: int = 0) -> Tensor:
+    """Logits [count, classes] float64 with the label anywhere, the even ones as sure as members."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, classes, generator=generator, dtype=torch.float64)
+    margin = 2 + 6 * torch.rand(count, generator=generator, dtype=torch.float64) + 3 * (torch.arange(count) % 2 == 0)
+    label = torch.randint(classes, (count, 1), generator=generator)
+    return logits.scatter_add(1, label, margin[:, None])
+
+
+@pytest.fixture(scope="module")
+def guard() -> Guard:
+    logits = answers(1000, seed=9)
+    made: Guard = PLAIN["trained_guard"](logits, (torch.arange(1000) % 2 == 0).float())
+    return made
+
+
+def protected(guard: nn.Module, seed: int = 0, **options: Any) -> MemGuard:
+    return MemGuard(nn.Identity(), guard, Options(**options), seed)  # type: ignore[arg-type]
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """L1 distance [n] of two rows of logits, as distributions."""
+    return (a.softmax(1) - b.softmax(1)).abs().sum(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_answer_is_a_distribution_with_the_same_label(guard: Guard, dtype: torch.dtype) -> None:
+    logits = torch.cat([answers(200), 40 * answers(50, seed=1), torch.zeros(1, CLASSES), answers(50).round()]).to(dtype)
+    released = protected(guard).release(logits, torch.arange(len(logits)))
+    assert released.dtype == dtype
+    assert released.isfinite().all()
+    assert (released <= 1e-6).all()
+    torch.testing.assert_close(released.exp().sum(1), torch.ones(len(logits), dtype=dtype), atol=1e-6, rtol=0)
+    assert torch.equal(released.argmax(1), logits.argmax(1))
+
+
+def test_labels_survive_where_log_probabilities_tie() -> None:
+    """float32 logits 1 ulp apart below 1 tie after subtracting their logsumexp above 2; the label is not the first."""
+    logits = torch.full((1, 50), 0.5)
+    logits[0, 7] = torch.nextafter(logits[0, 7], torch.tensor(1.0))
+    assert logits.log_softmax(1).argmax().item() == 0
+    released = protected(Guard(50, 0), epsilon=0.0).release(logits, torch.zeros(1, dtype=torch.int64))
+    assert released.argmax().item() == 7
+    torch.testing.assert_close(released, logits.log_softmax(1))
+
+
+def test_success_moves_the_guess_across_one_half(guard: Guard) -> None:
+    logits = answers(300)
+    found = find_noise(guard, logits, 300)
+    changed = (found != logits).any(1)
+    assert changed.double().mean() > 0.9
+    with torch.no_grad():
+        before, after = guard(logits.softmax(1)), guard(found.softmax(1))
+    assert (before * after <= 0)[changed].all()
+    assert torch.equal(found.argmax(1), logits.argmax(1))
+    assert (distance(found, logits) <= 2 + 1e-12).all()
+
+
+@pytest.mark.parametrize("steps", [300, 40, 3])
+def test_batched_is_the_plain_loop(guard: Guard, steps: int) -> None:
+    """The plain loop differentiates the whole loss by autograd. Short searches fail at some weight in some rows."""
+    logits = answers(12, seed=2)
+    plain = torch.stack([PLAIN["find_noise_alone"](guard, row, steps) for row in logits])
+    torch.testing.assert_close(find_noise(guard, logits, steps), plain, atol=1e-5, rtol=0)
+    if steps == 3:
+        assert (plain == logits).all(1).any()
+
+
+def test_permuting_classes_permutes_the_answer(guard: Guard) -> None:
+    logits, order = answers(20, seed=3), torch.randperm(CLASSES, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(find_noise(guard, logits[:, order], 100), find_noise(guard, logits, 100)[:, order])
+
+
+class Linear(nn.Module):
+    """Two classes: the logit a (s1 - s2), with s1 the larger; it is 0 only where the label is lost."""
+
+    def forward(self, confidences: Tensor) -> Tensor:
+        return 3 * (confidences.amax(1) - confidences.amin(1))
+
+
+def test_no_noise_where_every_flip_would_cost_the_label() -> None:
+    logits = answers(30, classes=2, seed=5)
+    assert torch.equal(find_noise(Linear(), logits, 300), logits)
+    released = protected(Linear()).release(logits, torch.arange(30))
+    assert torch.equal(released, logits.log_softmax(1))
+
+
+class Flat(nn.Module):
+    """A guess without any slope."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, confidences: Tensor) -> Tensor:
+        return self.value + 0 * confidences.sum(1)
+
+
+def test_a_vanishing_gradient_is_a_failure_and_no_nan(guard: Guard) -> None:
+    logits = torch.zeros(3, CLASSES, dtype=torch.float64)
+    logits[:, 2] = torch.tensor([5.0, 50.0, 5000.0])
+    assert torch.equal(find_noise(Flat(1.0), logits, 50), logits)
+    assert torch.equal(find_noise(Flat(1e-6), logits, 50), logits)  # within 1e-5 of 1/2: left alone
+    assert find_noise(guard, logits, 300).isfinite().all()
+
+
+class Known(nn.Module):
+    """The guess `sure` where the larger of two confidences exceeds 0.8, else `unsure`."""
+
+    def __init__(self, sure: float, unsure: float) -> None:
+        super().__init__()
+        self.sure, self.unsure = sure, unsure
+
+    def forward(self, confidences: Tensor) -> Tensor:
+        return torch.where(confidences.amax(1) > 0.8, self.sure, self.unsure)
+
+
+def test_chance_of_release() -> None:
+    """d = 1.4: q = eps / d, at most 1; 0 where the noise leaves the guess as far from 1/2 on the other side."""
+    true, noisy = (torch.tensor([row]).log() for row in ([0.9, 0.1], [0.2, 0.8]))
+    for epsilon, chance in ((1.0, 1 / 1.4), (0.7, 0.5), (0.0, 0.0), (1.5, 1.0), (2.0, 1.0)):
+        made = protected(Known(3.0, -1.0), epsilon=epsilon).release_chance(true, noisy)
+        assert made.item() == pytest.approx(chance, rel=1e-5)
+    assert protected(Known(3.0, -3.0)).release_chance(true, noisy).item() == 0
+    assert protected(Known(1.0, -3.0)).release_chance(true, noisy).item() == 0
+    assert protected(Known(3.0, -1.0)).release_chance(true, true).item() == 0
+
+
+def test_the_mean_distortion_keeps_the_budget(guard: Guard) -> None:
+    """Over many keys the same answer is released noisy with frequency q: a mean distortion of q d <= eps."""
+    logits = answers(40, seed=6)
+    noisy = find_noise(guard, logits, 20)
+    far = distance(noisy, logits).argmax()
+    d, draws = distance(noisy, logits)[far].item(), 3000
+    row = logits[far : far + 1].expand(draws, -1)
+    for epsilon in (d / 2, d / 5):
+        made = protected(guard, epsilon=epsilon, steps=20)
+        q = made.release_chance(row[:1], noisy[far : far + 1]).item()
+        assert q == pytest.approx(epsilon / d)
+        mean = distance(made.release(row, torch.arange(draws)), row).mean().item()
+        assert mean == pytest.approx(q * d, abs=3 * d * math.sqrt(q * (1 - q) / draws))
+
+
+def test_the_budgets_ends(guard: Guard) -> None:
+    logits, keys = answers(60, seed=7), torch.arange(60)
+    assert torch.equal(protected(guard, epsilon=0.0).release(logits, keys), logits.log_softmax(1))
+    noisy = find_noise(guard, logits, 300)
+    everything = protected(guard, epsilon=2.0)
+    helps = everything.release_chance(logits, noisy) == 1
+    assert helps.double().mean() > 0.8
+    released = everything.release(logits, keys)
+    assert torch.equal(released[helps], noisy.log_softmax(1)[helps])
+    assert torch.equal(released[~helps], logits.log_softmax(1)[~helps])
+
+
+def test_the_answer_is_fixed_by_input_and_seed(guard: Guard) -> None:
+    row = answers(2, seed=8)[:1].expand(200, -1)
+    made = protected(guard, epsilon=0.3)
+    first = made.release(row, torch.arange(200))
+    assert len(first.unique(dim=0)) == 2  # noisy for some keys, true for others
+    assert torch.equal(first, made.release(row, torch.arange(200)))
+    assert torch.equal(first.flip(0), made.release(row, torch.arange(200).flip(0)))
+    assert len(made.release(row, torch.full((200,), -3)).unique(dim=0)) == 1
+    assert not torch.equal(first, protected(guard, seed=1, epsilon=0.3).release(row, torch.arange(200)))
+
+
+def test_keys_name_images() -> None:
+    images = examples(50, 0).pixels(slice(None))
+    keys = image_keys(images)
+    assert keys.dtype == torch.int64
+    assert len(keys.unique()) == 50
+    assert torch.equal(image_keys(images[3:9]), keys[3:9])
+    assert torch.equal(image_keys(images.to(memory_format=torch.channels_last)), keys)
+    assert not torch.equal(image_keys(images.flip(3)), keys)
+
+
+def test_the_guard_never_trains_on_a_scored_point() -> None:
+    for data in (DATA, Data(members=1000, reference=1000, non_members=1000, fit=150, known=250, scored=500), Data()):
+        scored = {position for protocol in PROTOCOLS for position in pools(data, protocol).scored}
+        left = memguard.guard_members(data).tolist()
+        assert scored.isdisjoint(left)
+        assert scored | set(left) == set(range(data.members))
+    with pytest.raises(UserError, match=r"data\.members"):
+        memguard.guard_members(Data(members=30, reference=30, non_members=40, fit=4, known=6, scored=20))
+
+
+class Brightness(nn.Module):
+    """Logits that give an image away: its first pixel and zero."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([images[:, 0, 0, 0], torch.zeros(len(images))], dim=1)
+
+
+def test_what_the_guard_is_trained_on() -> None:
+    """Members that are not scored, and all of the reference half; no image of the test set."""
+    split = make_split()
+    made = memguard.guard_examples(Brightness(), split, DATA, CPU)
+    left = memguard.guard_members(DATA)
+    first = torch.cat([split.members.pixels(left)[:, 0, 0, 0], split.reference.pixels(slice(None))[:, 0, 0, 0]])
+    torch.testing.assert_close(made.images, torch.stack([first, torch.zeros_like(first)], dim=1).softmax(1))
+    assert made.labels.tolist() == [1] * len(left) + [0] * 32
+    empty = Split(split.members, split.reference.take(slice(0)), split.non_members)
+    with pytest.raises(UserError, match=r"data\.reference"):
+        memguard.guard_examples(Brightness(), empty, DATA, CPU)
+
+
+def test_the_guard_learns_and_both_kinds_weigh_alike() -> None:
+    """1 member to 9 others with the same confidences: the guess stays at 1/2, not at 1/10; different ones: it moves."""
+    flat, peaked = torch.full((1, CLASSES), 0.1), torch.tensor([[0.91] + 9 * [0.01]])
+    kinds = torch.tensor(20 * [1] + 180 * [0])
+    for confidences, lowest, highest in (
+        (flat.expand(200, -1), -0.1, 0.1),
+        (torch.where(kinds[:, None] == 1, peaked, flat), 1, 99),
+    ):
+        model = protected(Guard(CLASSES, 0))
+        training = GuardTraining(model, Examples(confidences, kinds), Train(epochs=1, lr=0.1, batch_size=50), CPU)
+        torch.manual_seed(0)
+        for _ in range(200):
+            for index in training.batches():
+                training.step(index, 0)
+        with torch.no_grad():
+            guess = model.guard(confidences)
+        assert lowest < guess[0].item() < highest
+        assert (guess[-1].item() < -1) == (lowest == 1)
+
+
+def test_trained_loaded_and_served(tmp_path: Path) -> None:
+    run, split = make_run(tmp_path, epsilon=2.0), make_split()
+    with pytest.raises(UserError, match=r"train_defense\.py --defense undefended"):
+        memguard.train(run, split)
+    plain = undefended.train(run, split)
+    made = memguard.train(run, split)
+    assert isinstance(made, MemGuard)
+    for protocol in PROTOCOLS:
+        loaded = load_target(run, "memguard", protocol, memguard.build(run))
+        bare = load_target(run, "undefended", protocol, undefended.target_classifier(run))
+        assert isinstance(loaded, MemGuard)
+        assert all(torch.equal(a, b) for a, b in zip(loaded.classifier.parameters(), bare.parameters(), strict=True))
+        answered, logits = predict(loaded, split.non_members, CPU), predict(bare, split.non_members, CPU)
+        assert torch.equal(answered.argmax(1), logits.argmax(1))
+        # The same answers from logits and keys, as behind Diffence.
+        keys = image_keys(split.non_members.pixels(slice(None)))
+        torch.testing.assert_close(answered, loaded.release(logits, keys))
+    torch.testing.assert_close(predict(made.classifier, split.members, CPU), predict(plain, split.members, CPU))
+    start = memguard.build(run).guard
+    assert all(not torch.equal(a, b) for a, b in zip(start.parameters(), made.guard.parameters(), strict=True))
+
+
+def test_without_best_on_test_there_is_one_checkpoint(tmp_path: Path) -> None:
+    run = make_run(tmp_path, best_on_test=False)
+    undefended.train(run, make_split())
+    memguard.train(run, make_split())
+    assert sorted(path.name for path in run.models_dir.glob("memguard*.pt")) == ["memguard.pt"]
+
+
+def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight, killed = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    for run in (straight, killed):
+        undefended.train(run, make_split())
+    memguard.train(straight, make_split())
+    for epochs in (2, 2):  # killed in the last epoch of the first guard, then in the second epoch of the second one
+        with monkeypatch.context() as patch:
+            patch.setattr(GuardTraining, "batches", stop_after(epochs, GuardTraining.batches))
+            with pytest.raises(KeyboardInterrupt):
+                memguard.train(killed, make_split())
+    memguard.train(killed, make_split())
+    for name in ("memguard.pt", "memguard.best.pt"):
+        a, b = (torch.load(run.models_dir / name, weights_only=True)["model"] for run in (straight, killed))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def stop_after(epochs: int, batches: Callable[[GuardTraining], Any]) -> Callable[[GuardTraining], Any]:
+    calls = 0
+
+    def stop(self: GuardTraining) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > epochs:
+            raise KeyboardInterrupt
+        return batches(self)
+
+    return stop
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"epsilon": -0.1}, "epsilon"),
+        ({"epsilon": 2.1}, "epsilon"),
+        ({"steps": 0}, "steps"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"lr": 0.0}, "lr"),
+        ({"budget": 1.0}, "budget"),
+    ],
+)
+def test_refusals(tmp_path: Path, options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        options_of(make_run(tmp_path, **options), "memguard", Options)
