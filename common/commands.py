@@ -7,9 +7,11 @@ from pathlib import Path
 
 from common.cli import parser
 from common.config import load_config
-from common.errors import check_name
+from common.errors import UserError, check_name
 
-# For --help, which imports no defense; the registry itself is common.defenses.DEFENSES.
+# For --help, which imports nothing slow; the registry of defenses is common.defenses.DEFENSES.
+PROTOCOLS = ("clean", "released")
+SCENARIOS = ("1", "2", "3", "average")
 DEFENSE_NAMES = "undefended, selena, advreg, hamp, relaxloss, dpsgd, memguard, or your own"
 
 
@@ -37,6 +39,7 @@ def train_defense(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/train_defense.py --defense NAME`"""
     made = parser(folder, f"Train a classifier on the members of {folder.name} under a defense.")
     made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    made.add_argument("--part", type=int, metavar="INT", help="train this sub-model only (SELENA: 0..K-1), as a job of its own")
     parsed = _parse(made, folder, arguments)
     from common.data.partition import load_split
     from common.defenses import DEFENSES, with_options
@@ -46,8 +49,14 @@ def train_defense(folder: Path, arguments: Sequence[str]) -> None:
 
     check_name("defense", parsed.defense, DEFENSES)
     run = with_options(open_run(folder, parsed))
+    defense = DEFENSES[parsed.defense]
     split = load_split(run)
-    model = DEFENSES[parsed.defense].train(run, split)
+    if parsed.part is not None:
+        if defense.train_part is None:
+            raise UserError(f"{parsed.defense} has no sub-models: leave out --part.")
+        defense.train_part(run, split, parsed.part)
+        return
+    model = defense.train(run, split)
     members, others = (accuracy(model, part, run.device) for part in (split.members, split.non_members))
     print(f"{model_path(run, parsed.defense)}: accuracy {members:.4f} on members, {others:.4f} on non-members")
 
@@ -64,6 +73,22 @@ def train_ddpm(folder: Path, arguments: Sequence[str]) -> None:
     made = ddpm.train_ddpm(run, split.members)
     ddpm.save_grid(run, split, made / "reconstructions.png")
     print(f"{made / 'unet'}: the diffusion model; {made / 'reconstructions.png'}: originals above their reconstructions")
+
+
+def draw_candidates(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/diff_defense/draw_candidates.py`"""
+    made = parser(folder, f"Draw the candidates of all evaluated images of {folder.name}, once for every defense.")
+    made.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
+    parsed = _parse(made, folder, arguments)
+    check_name("protocol", parsed.protocol, PROTOCOLS)
+    from common.data.partition import load_split
+    from common.diffence.candidates import draw_all
+    from common.run import open_run
+
+    run = open_run(folder, parsed)
+    split = load_split(run)
+    draw_all(run, split, parsed.protocol)
+    print(f"{run.candidates_dir}: {run.config.diffence.n} candidates of every evaluated image")
 
 
 def _parse(made: ArgumentParser, folder: Path, arguments: Sequence[str]) -> Namespace:
@@ -87,8 +112,8 @@ def evaluate_mia(folder: Path, arguments: Sequence[str]) -> None:
     parsed.set += [f"diffence.{key}={value}" for key in ("n", "t") if (value := getattr(parsed, key)) is not None]
     load_config(folder, parsed.profile, parsed.set)
     for scenario in parsed.scenario:
-        check_name("scenario", scenario, ("1", "2", "3", "average"))
-    check_name("protocol", parsed.protocol, ("clean", "released"))
+        check_name("scenario", scenario, SCENARIOS)
+    check_name("protocol", parsed.protocol, PROTOCOLS)
     from common.defenses import DEFENSES, with_options
     from common.evaluate import evaluate
     from common.report import markdown

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from common.attacks import ATTACKS, TRAINED, Known, NNOptions, Outputs, Scores
 from common.data.partition import Pools, load_split, pools
 from common.defenses import DEFENSES
+from common.diffence.candidates import SIDES, query_ids
 from common.diffence.select import ORIGINAL, Selector, fit_selector
 from common.figures import draw_phi, draw_roc
 from common.files import derive_seed
@@ -20,7 +22,7 @@ from common.metrics import attack_report, ece
 from common.outputs import Side, collect
 from common.report import result_name, write_result
 from common.run import Run, environment
-from common.targets import load_target, training_facts
+from common.targets import PostInference, load_target, training_facts
 
 BEST_OF = ("nn", "m-entropy", "confidence", "entropy", "loss")  # the paper's five: "best attack" is the best of these
 
@@ -38,9 +40,10 @@ def evaluate(run: Run, defense: str, protocol: str, scenarios: list[str]) -> lis
     """Evaluate one defense without Diffence and with it in each scenario; writes and returns the rows."""
     split = load_split(run)
     places = pools(run.config.data, protocol)
-    classifier = load_target(run, defense, protocol, DEFENSES[defense].build(run))
-    sides = collect(run, defense, protocol, classifier, split)
-    released = [release(run, sides, places, scenario) for scenario in (None, *scenarios)]
+    model = load_target(run, defense, protocol, DEFENSES[defense].build(run))
+    post = model if isinstance(model, PostInference) else None
+    sides = collect(run, defense, protocol, post.classifier if post else model, split)
+    released = [guard(release(run, sides, places, scenario), post) for scenario in (None, *scenarios)]
     rows = []
     for shown in released:
         scores = attack_all(run, sides, places, shown, protocol)
@@ -66,6 +69,17 @@ def release(run: Run, sides: dict[str, Side], places: Pools, scenario: str | Non
     return Released(selector, *outputs)
 
 
+def guard(shown: Released, post: PostInference | None) -> Released:
+    """Apply a post-inference defense to what is released (paper Section III-B4); each image is one query."""
+    if post is None:
+        return shown
+    guarded = []
+    for side in SIDES:
+        logits = torch.from_numpy(getattr(shown, side)).to(next(post.parameters()).device)
+        guarded.append(post.release(logits, query_ids(side, range(len(logits)))).cpu().numpy())
+    return Released(shown.selector, *guarded)
+
+
 def attack_all(run: Run, sides: dict[str, Side], places: Pools, shown: Released, protocol: str) -> dict[str, Scores]:
     """Scores of every attack. Attackers are adaptive: their known points are answers of the defended model too."""
     config = run.config.attack
@@ -77,7 +91,7 @@ def attack_all(run: Run, sides: dict[str, Side], places: Pools, shown: Released,
         select_on="known" if protocol == "clean" else "scored",
         device=run.device,
     )
-    members, non_members = (Outputs(getattr(shown, side), sides[side].labels) for side in ("members", "non_members"))
+    members, non_members = (Outputs(getattr(shown, side), sides[side].labels) for side in SIDES)
     known_places, scored = np.array(places.known), np.array(places.scored)
     known = Known(members.take(known_places), non_members.take(known_places))
     # In the released protocol the known points are scored too, but never by an attack that was trained on them.

@@ -36,7 +36,7 @@ def collect(run: Run, name: str, protocol: str, classifier: nn.Module, split: Sp
     """Answers of a defense's classifier on both sides' evaluated images; candidates are drawn where they are missing."""
     sides = {"members": split.members, "non_members": split.non_members}
     count = len(pools(run.config.data, protocol).used)
-    draw_all(run, sides, count)
+    draw_all(run, split, protocol)
     return {side: _collect_side(run, name, protocol, classifier, side, examples, count) for side, examples in sides.items()}
 
 

@@ -19,10 +19,14 @@ SCENARIO_TITLES = {"1": "scenario 1", "2": "scenario 2", "3": "scenario 3", "ave
 
 def result_name(row: dict[str, Any]) -> str:
     """The file name of a row: `selena`, `selena_w_Diffence` (scenario 1), `selena_w_Diffence_scenario3` ..."""
-    if row["diffence"] is None:
-        return str(row["defense"])
-    title = SCENARIO_TITLES[row["diffence"]["scenario"]].replace(" ", "")
-    return f"{row['defense']}_w_Diffence" + ("" if title == "scenario1" else f"_{title}")
+    return result_file(row["defense"], row["diffence"]["scenario"] if row["diffence"] else None)
+
+
+def result_file(defense: str, scenario: str | None) -> str:
+    """The file name of a result; scenario None is without Diffence."""
+    if scenario is None:
+        return defense
+    return f"{defense}_w_Diffence" + ("" if scenario == "1" else "_" + SCENARIO_TITLES[scenario].replace(" ", ""))
 
 
 def write_result(folder: Path, row: dict[str, Any], scores: dict[str, Scores]) -> None:

@@ -105,16 +105,13 @@ def pick_device(name: str) -> torch.device:
 
 def environment(run: Run) -> dict[str, Any]:
     """What a result row says of the place it was made in."""
-    root = Path(__file__).parents[1]
-    git = ["git", "-C", str(root)]
-    commit = subprocess.run(
-        [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "--", "common", run.dataset], capture_output=True, text=True, check=False
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    commit, changed = (
+        subprocess.run([*git, *words], capture_output=True, text=True, check=False).stdout.strip()
+        for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "common", run.dataset])
     )
     return {
-        "commit": (commit + ("+changes" if changed.stdout.strip() else "")) or "unknown",
+        "commit": (commit + ("+changes" if changed else "")) or "unknown",
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),

@@ -16,6 +16,16 @@ from common.run import Run
 from common.training import Objective, fit
 
 
+class PostInference(nn.Module):
+    """A defense that changes answers: behind Diffence it is applied to the prediction that Diffence selects."""
+
+    classifier: nn.Module  # images [B, 3, 32, 32] in [0, 1] -> logits [B, C]
+
+    def release(self, logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Logits [n, C] -> released log-probabilities [n, C]; the same `keys` int64 [n] get the same answer."""
+        raise NotImplementedError
+
+
 def target_classifier(run: Run) -> nn.Module:
     """The run's architecture with initial weights drawn from its seed: images [B, 3, 32, 32] in [0, 1] -> logits [B, C]."""
     data, model = DATASETS[run.dataset], run.config.model

@@ -73,7 +73,7 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_answer_is_a_distribution_with_the_same_label(guard: Guard, dtype: torch.dtype) -> None:
     logits = torch.cat([answers(200), 40 * answers(50, seed=1), torch.zeros(1, CLASSES), answers(50).round()]).to(dtype)
-    released = protected(guard).release(logits, torch.arange(len(logits)))
+    released = protected(guard, steps=60).release(logits, torch.arange(len(logits)))
     assert released.dtype == dtype
     assert released.isfinite().all()
     assert (released <= 1e-6).all()
@@ -103,12 +103,12 @@ def test_success_moves_the_guess_across_one_half(guard: Guard) -> None:
     assert (distance(found, logits) <= 2 + 1e-12).all()
 
 
-@pytest.mark.parametrize("steps", [300, 40, 3])
+@pytest.mark.parametrize("steps", [200, 40, 3])
 def test_batched_is_the_plain_loop(guard: Guard, steps: int) -> None:
     """The plain loop differentiates the whole loss by autograd. Short searches fail at some weight in some rows."""
-    logits = answers(12, seed=2)
+    logits = answers(8, seed=2)
     plain = torch.stack([PLAIN["find_noise_alone"](guard, row, steps) for row in logits])
-    torch.testing.assert_close(find_noise(guard, logits, steps), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(find_noise(guard, logits, steps).softmax(1), plain.softmax(1), atol=1e-6, rtol=0)
     if steps == 3:
         assert (plain == logits).all(1).any()
 
@@ -178,7 +178,7 @@ def test_the_mean_distortion_keeps_the_budget(guard: Guard) -> None:
     logits = answers(40, seed=6)
     noisy = find_noise(guard, logits, 20)
     far = distance(noisy, logits).argmax()
-    d, draws = distance(noisy, logits)[far].item(), 3000
+    d, draws = distance(noisy, logits)[far].item(), 2000
     row = logits[far : far + 1].expand(draws, -1)
     for epsilon in (d / 2, d / 5):
         made = protected(guard, epsilon=epsilon, steps=20)
@@ -190,9 +190,9 @@ def test_the_mean_distortion_keeps_the_budget(guard: Guard) -> None:
 
 def test_the_budgets_ends(guard: Guard) -> None:
     logits, keys = answers(60, seed=7), torch.arange(60)
-    assert torch.equal(protected(guard, epsilon=0.0).release(logits, keys), logits.log_softmax(1))
-    noisy = find_noise(guard, logits, 300)
-    everything = protected(guard, epsilon=2.0)
+    assert torch.equal(protected(guard, epsilon=0.0, steps=20).release(logits, keys), logits.log_softmax(1))
+    noisy = find_noise(guard, logits, 100)
+    everything = protected(guard, epsilon=2.0, steps=100)
     helps = everything.release_chance(logits, noisy) == 1
     assert helps.double().mean() > 0.8
     released = everything.release(logits, keys)
@@ -200,15 +200,19 @@ def test_the_budgets_ends(guard: Guard) -> None:
     assert torch.equal(released[~helps], logits.log_softmax(1)[~helps])
 
 
-def test_the_answer_is_fixed_by_input_and_seed(guard: Guard) -> None:
-    row = answers(2, seed=8)[:1].expand(200, -1)
-    made = protected(guard, epsilon=0.3)
-    first = made.release(row, torch.arange(200))
-    assert len(first.unique(dim=0)) == 2  # noisy for some keys, true for others
-    assert torch.equal(first, made.release(row, torch.arange(200)))
-    assert torch.equal(first.flip(0), made.release(row, torch.arange(200).flip(0)))
-    assert len(made.release(row, torch.full((200,), -3)).unique(dim=0)) == 1
-    assert not torch.equal(first, protected(guard, seed=1, epsilon=0.3).release(row, torch.arange(200)))
+def test_the_draw_is_fixed_by_key_and_seed(guard: Guard) -> None:
+    row, keys = answers(2, seed=8)[:1].expand(200, -1), torch.arange(200)
+
+    def noisy(made: MemGuard, keys: Tensor) -> list[bool]:
+        return (distance(made.release(row, keys), row) > 1e-3).tolist()
+
+    made = protected(guard, epsilon=0.3, steps=60)
+    first = noisy(made, keys)
+    assert 20 < sum(first) < 180
+    assert noisy(made, keys) == first
+    assert noisy(made, keys.flip(0)) == first[::-1]
+    assert len(set(noisy(made, torch.full((200,), -3)))) == 1
+    assert noisy(protected(guard, seed=1, epsilon=0.3, steps=60), keys) != first
 
 
 def test_keys_name_images() -> None:

@@ -112,15 +112,12 @@ def write_partition(run: Run, root: Path) -> dict[str, int]:
     counts = {part: len(index[part]) for part in PARTS}
     manifest = {
         "dataset": run.dataset,
-        "settings": _settings(data),
+        "settings": partition_settings(run),
         "source_md5": source.md5,
         "counts": counts,
         "sha256": digests,
         "pools": {
-            protocol: {
-                name: [places.start, places.stop]
-                for name, places in vars(pools(data, protocol)).items()
-            }
+            protocol: {name: [places.start, places.stop] for name, places in vars(pools(data, protocol)).items()}
             for protocol in PROTOCOLS
         },
         "index": {part: index[part].tolist() for part in PARTS},
@@ -133,9 +130,7 @@ def load_split(run: Run) -> Split:
     """Read the partition of a run, checked against its manifest and the run's settings; UserError says what to do."""
     remake = run.command("data_partition.py")
     manifest = read_json(run.partition_dir / "manifest.json", remake)
-    refuse_other_config(
-        run.partition_dir, manifest.get("settings"), _settings(run.config.data), f"delete it and run: {remake}"
-    )
+    refuse_other_config(run.partition_dir, manifest.get("settings"), partition_settings(run), f"delete it and run: {remake}")
     parts = {}
     for part in PARTS:
         path = run.partition_dir / f"{part}.npz"
@@ -146,5 +141,6 @@ def load_split(run: Run) -> Split:
     return Split(**parts)
 
 
-def _settings(data: Data) -> dict[str, Any]:
-    return dict(vars(data))
+def partition_settings(run: Run) -> dict[str, Any]:
+    """What a partition depends on, beside the source."""
+    return dict(vars(run.config.data))

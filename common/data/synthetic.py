@@ -26,9 +26,7 @@ def generate(root: Path | None = None) -> Source:
     for count in (TRAIN, TEST):
         labels = rng.permutation(np.arange(count) % CLASSES)
         shifts = rng.integers(-SHIFT, SHIFT + 1, size=(count, 2))
-        shown = np.stack(
-            [np.roll(templates[label], shift, axis=(1, 2)) for label, shift in zip(labels, shifts, strict=True)]
-        )
+        shown = np.stack([np.roll(templates[label], shift, axis=(1, 2)) for label, shift in zip(labels, shifts, strict=True)])
         grey = 128 + SIGNAL * shown + CLUTTER * _smooth(rng, count, sigma=2.0)
         grey += NOISE * rng.standard_normal(grey.shape)
         splits.append((np.clip(np.rint(grey), 0, 255).astype(np.uint8), labels.astype(np.int64)))

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -21,17 +23,20 @@ class NoOptions:
 class Defense:
     """`train(run, split)` writes the checkpoint and returns the classifier; `build(run)` is the module it loads into.
 
-    `options` is the dataclass of the config section `defenses.<name>`.
+    `options` is the dataclass of the config section `defenses.<name>`. A defense of several models may also train them as
+    separate jobs: `parts(run)` lists where each lies and under which settings, `train_part(run, split, i)` trains one.
     """
 
     train: Callable[[Run, Split], nn.Module]
     options: type = NoOptions
     build: Callable[[Run], nn.Module] = target_classifier
+    parts: Callable[[Run], list[tuple[Path, dict[str, Any]]]] | None = None
+    train_part: Callable[[Run, Split, int], nn.Module] | None = None
 
 
 DEFENSES = {
     "undefended": Defense(undefended.train),
-    "selena": Defense(selena.train, selena.Options),
+    "selena": Defense(selena.train, selena.Options, parts=selena.parts, train_part=selena.train_part),
     "advreg": Defense(advreg.train, advreg.Options),
     "hamp": Defense(hamp.train, hamp.Options, hamp.build),
     "relaxloss": Defense(relaxloss.train, relaxloss.Options),

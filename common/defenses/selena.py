@@ -93,6 +93,12 @@ def part_path(run: Run, part: int) -> Path:
     return run.models_dir / "selena" / f"sub{part:02d}.pt"
 
 
+def parts(run: Run) -> list[tuple[Path, dict[str, Any]]]:
+    """Where each sub-model lies, and the settings it is made under."""
+    options = options_of(run, "selena", Options)
+    return [(part_path(run, part), _part_settings(run, options, part)) for part in range(options.k)]
+
+
 def train_part(run: Run, split: Split, part: int) -> nn.Module:
     """Train one sub-model, `part` in 0..K-1, on the members that it does not leave out, or find it trained; returns it."""
     options = options_of(run, "selena", Options)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.data.partition import Examples
+from common.data.partition import Examples, Split, pools
 from common.diffence.ddpm import ddpm_settings, load_reconstructor
 from common.diffence.reconstruct import DiffusionReconstructor, draw_candidates
 from common.files import atomic_write, read_json, refuse_other_config, sha256, write_json
@@ -32,16 +32,23 @@ def query_ids(side: str, places: range) -> torch.Tensor:
     return torch.tensor(places, dtype=torch.int64) * len(SIDES) + SIDES.index(side)
 
 
-def draw_all(run: Run, examples: dict[str, Examples], count: int) -> None:
-    """Draw what is missing of the candidates of the first `count` images of each side, with a progress bar."""
+def missing_shards(run: Run, protocol: str) -> list[tuple[str, int]]:
+    """(side, first image) of every shard that an evaluation under `protocol` still needs."""
+    count = len(pools(run.config.data, protocol).used)
+    starts = [(side, start) for side in SIDES for start in range(0, count, SHARD)]
+    return [place for place in starts if _stored(_shard(run, *place)) < run.config.diffence.n]
+
+
+def draw_all(run: Run, split: Split, protocol: str) -> None:
+    """Draw what an evaluation under `protocol` still needs, with a progress bar."""
     folder, settings = _folder(run), candidate_settings(run)
     if (folder / "settings.json").is_file():
         made = read_json(folder / "settings.json", f"rm -r {folder}")
         refuse_other_config(folder, made, settings, "delete it and run this again.")
-    starts = [(side, start) for side in SIDES for start in range(0, count, SHARD)]
-    missing = [place for place in starts if _stored(_shard(run, *place)) < run.config.diffence.n]
+    missing = missing_shards(run, protocol)
     if not missing:
         return
+    examples = {"members": split.members, "non_members": split.non_members}
     reconstruct = load_reconstructor(run)
     write_json(folder / "settings.json", settings)
     with tqdm(total=len(missing) * SHARD, desc="candidates", unit="image", smoothing=0.05, disable=None) as progress:
