@@ -33,14 +33,17 @@ def write_json(path: Path, content: Any) -> None:
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path: Path, remake: str) -> Any:
+def read_json(path: Path, remake: str) -> dict[str, Any]:
     """The content of a JSON file; UserError says `remake` where it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path} is missing. Make it with: {remake}")
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged. Delete it and run: {remake}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged. Delete it and run: {remake}")
+    return content
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

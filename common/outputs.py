@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -43,13 +44,18 @@ def collect(run: Run, name: str, protocol: str, classifier: nn.Module, split: Sp
 def _collect_side(run: Run, name: str, protocol: str, classifier: nn.Module, side: str, examples: Examples, count: int) -> Side:
     path = run.outputs_dir / f"{name}-{protocol}-{side}.npz"
     weights = sha256(model_path(run, name).with_suffix(".best.pt" if protocol == "released" else ".pt"))
-    settings: dict[str, Any] = {"weights": weights, "n": run.config.diffence.n, "count": count, **candidate_settings(run)}
+    settings: dict[str, Any] = {
+        "weights": weights,
+        "n": run.config.diffence.n,
+        "count": count,
+        "candidates": candidate_settings(run),
+    }
     wanted = json.dumps(settings, sort_keys=True)
     try:
         with np.load(path) as stored:
             if str(stored["settings"]) == wanted:
                 return Side(stored["original"], stored["candidates"], stored["labels"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         pass  # not made yet, or torn: it costs classifier passes only
     original = predict(classifier, examples.take(slice(count)), run.device).numpy()
     candidates = np.empty((count, run.config.diffence.n, original.shape[1]), dtype=np.float32)

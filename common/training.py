@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common.config import Train
 from common.data.partition import Examples
+from common.errors import UserError
 from common.files import atomic_write, derive_seed, load_checkpoint, refuse_other_config, save_checkpoint
 
 
@@ -98,15 +99,14 @@ def fit(
     if path.is_file():
         done = load_checkpoint(path, remake)
         refuse_other_config(path, done.get("settings"), settings, f"move it away, then run: {remake}")
-        objective.model.load_state_dict(done["model"])
+        _restore({"model": objective.model}, done, path, remake)
         return done
     resume = path.with_suffix(".resume.pt")
     history: list[dict[str, float]] = []
     if resume.is_file():
         saved = load_checkpoint(resume, remake)
         refuse_other_config(resume, saved.get("settings"), settings, f"delete it, then run: {remake}")
-        for name, part in objective.stateful().items():
-            part.load_state_dict(saved[name])
+        _restore(objective.stateful(), saved, resume, remake)
         history = saved["history"]
     epochs = objective.config.epochs
     with tqdm(total=epochs, initial=len(history), desc=path.stem, unit="epoch", smoothing=0.1, disable=None) as progress:
@@ -116,16 +116,26 @@ def fit(
                 (row["test_accuracy"] for row in history[:-1]), default=-1.0
             ):
                 save_checkpoint(path.with_suffix(".best.pt"), _finished(objective, settings, history))
-            state = {name: part.state_dict() for name, part in objective.stateful().items()}
-            save_checkpoint(resume, {**state, "settings": settings, "history": history})
             log = pd.DataFrame(history).to_csv(index=False).encode()
             atomic_write(path.with_suffix(".log.csv"), lambda file, log=log: file.write(log))  # type: ignore[misc]
+            # Last: once it is there, this epoch is not run again.
+            state = {name: part.state_dict() for name, part in objective.stateful().items()}
+            save_checkpoint(resume, {**state, "settings": settings, "history": history})
             progress.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in history[-1].items() if k not in ("epoch", "seconds")))
             progress.update()
     finished = _finished(objective, settings, history)
     save_checkpoint(path, finished)
     resume.unlink()
     return finished
+
+
+def _restore(parts: dict[str, Stateful], saved: dict[str, Any], path: Path, remake: str) -> None:
+    """Load a checkpoint's content into its modules and optimizers."""
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    except (RuntimeError, ValueError, KeyError) as error:  # torch: RuntimeError for a module, ValueError for an optimizer
+        raise UserError(f"{path} holds another architecture. Delete it and run: {remake}") from error
 
 
 def _finished(objective: Objective, settings: dict[str, Any], history: list[dict[str, float]]) -> dict[str, Any]:

@@ -230,6 +230,10 @@ def test_every_parameter_of_the_fixed_model_is_trained(tmp_path: Path) -> None:
     assert same(dpsgd.build(run).state_dict(), dpsgd.build(run).state_dict())
     norms = [module for module in dpsgd.build(run).modules() if isinstance(module, nn.GroupNorm)]
     assert {(norm.num_groups, norm.num_channels) for norm in norms} == {(4, 4), (8, 8), (16, 16), (32, 32)}
+    fewer = [module for module in dpsgd.build(make_run(tmp_path, groups=2)).modules() if isinstance(module, nn.GroupNorm)]
+    assert {norm.num_groups for norm in fewer} == {2}
+    with pytest.raises(UserError, match="groups = 3 does not divide"):
+        dpsgd.build(make_run(tmp_path, groups=3))
     objective = private(run)
     held = {id(parameter) for group in objective.optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in objective.model.parameters()}
@@ -286,6 +290,7 @@ def test_a_batch_larger_than_the_members(tmp_path: Path) -> None:
         ({"delta": 0.0}, "delta"),
         ({"delta": 1.0}, "delta"),
         ({"physical_batch": 0}, "physical_batch"),
+        ({"groups": -1}, "groups"),
         ({"sigma": 1.0}, "sigma"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,11 +58,16 @@ def _cifar(name: str, root: Path) -> Source:
         labels = [np.asarray(part.targets, dtype=np.int64) for part in (train, test)]
         return Source(images[0], labels[0], images[1], labels[1], dict(dataset.train_list + dataset.test_list))
 
-    return _find_or_fetch(name, [dataset.base_folder], root, load)
+    return _find_or_fetch(name, [dataset.base_folder], root, load, archive=dataset.filename)
 
 
-def _find_or_fetch(name: str, entries: list[str], root: Path, load: Callable[[Path, bool], Source]) -> Source:
-    """Load what lies under `root`; where nothing of it does, download beside it and move it in place when complete."""
+def _find_or_fetch(
+    name: str, entries: list[str], root: Path, load: Callable[[Path, bool], Source], archive: str | None = None
+) -> Source:
+    """Load what lies under `root`; where nothing of it does, download beside it and move it in place when complete.
+
+    The official archive counts as downloaded where it lies under `root`.
+    """
     present = [entry for entry in entries if (root / entry).exists()]
     if present:
         try:
@@ -71,17 +77,19 @@ def _find_or_fetch(name: str, entries: list[str], root: Path, load: Callable[[Pa
                 f"the {name} files under {root} ({', '.join(present)}) are incomplete or damaged: replace them with the "
                 "official ones, or delete them and run this again to download them."
             ) from error
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as place:
-        try:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as place:
+            if archive and (root / archive).is_file():
+                shutil.copy(root / archive, place)
             loaded = load(Path(place), True)
-        except Exception as error:  # urllib and torchvision raise many kinds
-            raise UserError(
-                f"{name} is not under {root} and could not be downloaded ({type(error).__name__}): put the official files "
-                f"({', '.join(entries)}) there, or name their folder with --root DIR or DIFFENCE_DATA."
-            ) from error
-        for entry in Path(place).iterdir():
-            os.replace(entry, root / entry.name)
+            for entry in entries:
+                os.replace(Path(place) / entry, root / entry)
+    except Exception as error:  # urllib and torchvision raise many kinds, a folder that is not ours an OSError
+        raise UserError(
+            f"{name} is not under {root} and could not be downloaded ({type(error).__name__}): put the official files "
+            f"({', '.join(entries)}) there, or name their folder with --root DIR or DIFFENCE_DATA."
+        ) from error
     return loaded
 
 

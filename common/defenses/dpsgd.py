@@ -40,6 +40,7 @@ class Options:
     max_grad_norm: float = 1.2  # L2 norm to which the gradient of a sample is clipped
     target_epsilon: float = 0.0  # above 0: the noise multiplier is computed for it and the one above is not used
     delta: float = 1e-5
+    groups: int = 0  # of each GroupNorm; 0 = gcd(32, channels). A narrow network wants fewer: see `build`
     physical_batch: int = 256  # samples whose gradients are in memory at a time
 
     def __post_init__(self) -> None:
@@ -47,6 +48,7 @@ class Options:
             value = getattr(self, name)
             require(0 <= value < math.inf, f"defenses.dpsgd.{name} must be at least 0 and finite, not {value}.")
         require(self.max_grad_norm > 0, f"defenses.dpsgd.max_grad_norm must be positive, not {self.max_grad_norm}.")
+        require(self.groups >= 0, f"defenses.dpsgd.groups must be positive, or 0 for gcd(32, channels), not {self.groups}.")
         require(0 < self.delta < 1, f"defenses.dpsgd.delta must lie between 0 and 1, both excluded, not {self.delta}.")
         require(self.physical_batch > 0, f"defenses.dpsgd.physical_batch must be at least 1, not {self.physical_batch}.")
 
@@ -123,8 +125,16 @@ class DPSGD(Objective):
 
 
 def build(run: Run) -> nn.Module:
-    """The run's architecture with BatchNorm replaced by GroupNorm of gcd(32, channels) groups, the Opacus default."""
-    return ModuleValidator.fix(target_classifier(run))
+    """The run's architecture with BatchNorm replaced by GroupNorm, by default of gcd(32, channels) groups as in Opacus.
+
+    Up to 32 channels that is one group a channel, which erases how strong a channel is in an image: at width 16 the
+    accuracy on CPU-sized data halves. UserError for a number of groups that does not divide the channels.
+    """
+    groups = options_of(run, "dpsgd", Options).groups
+    try:
+        return ModuleValidator.fix(target_classifier(run), num_groups=groups or None)
+    except ValueError as error:
+        raise UserError(f"defenses.dpsgd.groups = {groups} does not divide the channels of every layer.") from error
 
 
 def train(run: Run, split: Split) -> nn.Module:

@@ -11,8 +11,9 @@ import torch
 from tqdm import tqdm
 
 from common.data.partition import Examples, Split, pools
-from common.diffence.ddpm import ddpm_settings, load_reconstructor
+from common.diffence.ddpm import REMAKE, ddpm_settings, load_reconstructor, load_unet
 from common.diffence.reconstruct import DiffusionReconstructor, draw_candidates
+from common.errors import UserError
 from common.files import atomic_write, read_json, refuse_other_config, sha256, write_json
 from common.run import Run
 
@@ -23,8 +24,11 @@ SIDES = ("members", "non_members")
 def candidate_settings(run: Run) -> dict[str, Any]:
     """What candidates depend on, beside the images. More of them (N) extend a set: candidate j has noise of its own."""
     chosen = run.config.diffence
-    weights = sha256(run.ddpm_dir / "unet" / "diffusion_pytorch_model.safetensors")
-    return {"t": chosen.t, "steps": chosen.steps, "forward": chosen.forward, "weights": weights, "ddpm": ddpm_settings(run)}
+    weights = run.ddpm_dir / "unet" / "diffusion_pytorch_model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing. Make it with: {run.command(REMAKE)}")
+    settings = {"t": chosen.t, "steps": chosen.steps, "forward": chosen.forward}
+    return {**settings, "weights": sha256(weights), "ddpm": ddpm_settings(run)}
 
 
 def query_ids(side: str, places: range) -> torch.Tensor:
@@ -36,7 +40,7 @@ def missing_shards(run: Run, protocol: str) -> list[tuple[str, int]]:
     """(side, first image) of every shard that an evaluation under `protocol` still needs."""
     count = len(pools(run.config.data, protocol).used)
     starts = [(side, start) for side in SIDES for start in range(0, count, SHARD)]
-    return [place for place in starts if _stored(_shard(run, *place)) < run.config.diffence.n]
+    return [place for place in starts if not _complete(run, *place)]
 
 
 def draw_all(run: Run, split: Split, protocol: str) -> None:
@@ -44,6 +48,8 @@ def draw_all(run: Run, split: Split, protocol: str) -> None:
     folder, settings = _folder(run), candidate_settings(run)
     if (folder / "settings.json").is_file():
         made = read_json(folder / "settings.json", f"rm -r {folder}")
+        if made != settings:
+            load_unet(run)  # where the fault is the diffusion model's, say that; the candidates may be good
         refuse_other_config(folder, made, settings, "delete it and run this again.")
     missing = missing_shards(run, protocol)
     if not missing:
@@ -53,8 +59,7 @@ def draw_all(run: Run, split: Split, protocol: str) -> None:
     write_json(folder / "settings.json", settings)
     with tqdm(total=len(missing) * SHARD, desc="candidates", unit="image", smoothing=0.05, disable=None) as progress:
         for side, start in missing:
-            places = range(start, min(start + SHARD, len(examples[side])))
-            drawn = _draw(run, reconstruct, examples[side], side, places)
+            drawn = _draw(run, reconstruct, examples[side], side, _places(run, side, start))
             atomic_write(_shard(run, side, start), lambda file, drawn=drawn: np.save(file, drawn))  # type: ignore[misc]
             progress.update(SHARD)
 
@@ -81,9 +86,15 @@ def _shard(run: Run, side: str, start: int) -> Path:
     return _folder(run) / f"{side}_{start:06d}.npy"
 
 
-def _stored(path: Path) -> int:
-    """How many candidates an image of this shard has; 0 where the shard is missing or torn."""
+def _places(run: Run, side: str, start: int) -> range:
+    """The images of the shard that begins at `start`."""
+    return range(start, min(start + SHARD, getattr(run.config.data, side)))
+
+
+def _complete(run: Run, side: str, start: int) -> bool:
+    """Whether a shard holds N candidates of each of its images; False where it is missing or torn."""
     try:
-        return int(np.load(path, mmap_mode="r").shape[1])
-    except (OSError, ValueError):
-        return 0
+        images, candidates = np.load(_shard(run, side, start), mmap_mode="r").shape[:2]
+    except (OSError, ValueError, EOFError):
+        return False
+    return images >= len(_places(run, side, start)) and candidates >= run.config.diffence.n

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, check_name
 from common.metrics import phi
 
 SCENARIOS = ("1", "2", "3", "average")
@@ -24,6 +24,9 @@ class Selector:
     scenario: str
     low: float = -np.inf
     high: float = np.inf
+
+    def __post_init__(self) -> None:
+        check_name("scenario", self.scenario, SCENARIOS)
 
     def rank(self, candidates: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Distance of phi to the interval for candidates [..., C] with labels [...] to keep; inf where the label is lost."""
@@ -115,23 +118,22 @@ def interval_divergences(members: FitPoints, non_members: FitPoints, ends: np.nd
 def _released_phi(side: FitPoints, ends: np.ndarray) -> np.ndarray:
     """phi that `Selector.choose` would release for each of n inputs under each of I intervals: [I, n].
 
-    An interval is a run of cells between neighbouring ends, so its first candidate is a running minimum over the cells'
-    first candidates, and the nearest candidate outside lies next to one of its two ends: milliseconds for all intervals.
+    An interval is a run of cells: its ends, the ends between them, and the gaps between neighbours. So its first candidate
+    is a running minimum over the cells' first candidates, and the nearest candidate outside lies next to one of its two
+    ends: milliseconds for all intervals.
     """
     logit = np.where(side.kept, phi(side.candidates), np.nan)
     inputs, n = logit.shape
-    cells = len(ends) - 1
-    cell = np.searchsorted(ends, logit, side="right") - 1
-    cell = np.where(logit == ends[-1], cells - 1, cell)  # intervals are closed
-    first = np.full((inputs, cells), n)
+    # Cell 2k + 1 is end k itself, cell 2k the gap below it; lost candidates (NaN) go above all ends.
+    cell = np.searchsorted(ends, logit, side="left") + np.searchsorted(ends, logit, side="right")
+    first = np.full((inputs, 2 * len(ends) + 1), n)
     for j in reversed(range(n)):
-        row = np.flatnonzero((cell[:, j] >= 0) & (cell[:, j] < cells))
-        first[row, cell[row, j]] = j
+        first[np.arange(inputs), cell[:, j]] = j
     below = np.stack([np.where(logit < end, logit, -np.inf).max(1) for end in ends], axis=1)
     above = np.stack([np.where(logit > end, logit, np.inf).min(1) for end in ends], axis=1)
     released = []
-    for a in range(cells):
-        inside = np.minimum.accumulate(first[:, a:], axis=1)
+    for a in range(len(ends) - 1):
+        inside = np.minimum.accumulate(first[:, 2 * a + 1 :], axis=1)[:, 2::2]
         under, over = below[:, [a]], above[:, a + 1 :]
         outside = np.where(ends[a] - under <= over - ends[a + 1 :], under, over)
         outside = np.where(np.isinf(outside), phi(side.original)[:, None], outside)

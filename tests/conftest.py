@@ -1,0 +1,170 @@
+"""Shared by the tests: a copy of the source tree in which the real scripts run, and a profile that takes seconds."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from common.cli import run_script as run_command
+from common.data.partition import load_split
+from common.data.sources import Source
+from common.data.synthetic import generate
+from common.diffence.candidates import draw_all
+from common.run import Run, open_run
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"  # real data, beside the repository where it is developed
+DATASETS = ("cifar10", "cifar100", "svhn", "synthetic")
+MADE_BY_RUNS = ("data", "final-all-models", "diff_models", "candidates", "outputs", "results", "__pycache__")
+
+TINY = """
+data: {members: 200, reference: 100, non_members: 200, fit: 40, known: 60, scored: 100}
+model: {width: 4, depth: 1}
+train: {epochs: 8, batch_size: 64}
+ddpm: {channels: [8, 8], layers: 1, groups: 4, attention: [], dropout: 0.0, steps: 20, batch_size: 16, warmup: 5,
+  ema_decay: 0.9, flip: false, max_timestep: 160, save_every: 5}
+diffence: {n: 4, t: 100, js_bins: 10}
+attack: {nn_epochs: 3}
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+    cpu: float = 0.0  # seconds, of a process of its own
+
+
+def write_profile(path: Path, *changes: str) -> Path:
+    """The tiny profile with `section.key=value` changes, at `path`, whose stem names it."""
+    OmegaConf.save(OmegaConf.merge(OmegaConf.create(TINY), OmegaConf.from_dotlist(list(changes))), path)
+    return path
+
+
+def script_environment() -> dict[str, str]:
+    """This interpreter for the shell scripts, one thread, and no data of the user's."""
+    wanted = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**{key: value for key, value in os.environ.items() if key != "DIFFENCE_DATA"}, **wanted}
+
+
+def run_script(workspace: Path, script: str, *arguments: object, options: Sequence[str] = ()) -> Answer:
+    """Run a script of the copied tree as a user does, in a process of its own; `options` go to Python."""
+    interpreter = ["bash"] if script.endswith(".sh") else [sys.executable, *options]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [*interpreter, script, *map(str, arguments)],
+        cwd=workspace,
+        env=script_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Answer(done.returncode, done.stdout, done.stderr, cpu)
+
+
+def tiny_run(folder: Path, profile: Path, *overrides: str, seed: int = 0) -> Run:
+    """The run that `--profile PROFILE --set OVERRIDE --seed SEED --device cpu` describes."""
+    return open_run(folder, Namespace(profile=str(profile), set=list(overrides), seed=seed, device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def synthetic() -> Source:
+    """The embedded data set."""
+    return generate()
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source tree, without anything that a run makes."""
+    place = tmp_path_factory.mktemp("tree")
+    shutil.copytree(ROOT / "common", place / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in DATASETS:
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns(*MADE_BY_RUNS))
+    for path in [ROOT / "pyproject.toml", *ROOT.glob("*.sh")]:
+        shutil.copy(path, place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def tiny(workspace: Path) -> Path:
+    """The tiny profile; it is named `tiny`."""
+    return write_profile(workspace / "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def trained(workspace: Path, tiny: Path) -> Path:
+    """The workspace's `synthetic` folder after the real scripts made partition, undefended classifier and diffusion model."""
+    for script, *arguments in (
+        ("data_partition.py",),
+        ("train_defense.py", "--defense", "undefended"),
+        ("diff_defense/train_ddpm.py",),
+    ):
+        answer = run_script(workspace, f"synthetic/{script}", *arguments, "--profile", tiny)
+        assert answer.code == 0, answer.err
+    return workspace / "synthetic"
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` that a test may damage; nothing is drawn or evaluated there yet."""
+    ignored = shutil.ignore_patterns("candidates", "outputs", "results")
+    return Path(shutil.copytree(trained, tmp_path / "synthetic", ignore=ignored))
+
+
+@pytest.fixture(scope="session")
+def drawn(trained: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`trained` with the candidates of the clean protocol, drawn in this process."""
+    ignored = shutil.ignore_patterns("candidates", "outputs", "results")
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("drawn") / "synthetic", ignore=ignored))
+    run = tiny_run(folder, tiny)
+    draw_all(run, load_split(run), "clean")
+    return folder
+
+
+@pytest.fixture
+def copied_drawn(drawn: Path, tmp_path: Path) -> Path:
+    """A copy of `drawn` that a test may damage."""
+    return Path(shutil.copytree(drawn, tmp_path / "synthetic"))
+
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run `command(folder, *arguments)` of common.commands as its script would, in this process."""
+
+    def run(command: Callable[[Path, Sequence[str]], None], folder: Path, *arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            run_command(command, folder)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        shown = capsys.readouterr()
+        return Answer(code, shown.out, shown.err)
+
+    return run
+
+
+def refusal(answer: Answer) -> str:
+    """The one sentence of a refused command: exit code 2, and nothing else on stderr."""
+    assert answer.code == 2, answer
+    assert answer.err.startswith("error: "), answer.err
+    assert answer.err.count("\n") == 1, answer.err
+    return answer.err.removeprefix("error: ").rstrip()

@@ -1,0 +1,211 @@
+"""One list of dependencies, and environment.sh: takes an interpreter that has them, else installs once into .venv."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import DATASETS, ROOT
+from omegaconf import OmegaConf
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+SH = shutil.which("sh") or "/bin/sh"
+BASH = shutil.which("bash") or "/bin/bash"
+SCRIPTS = [
+    path.relative_to(ROOT).as_posix()
+    for name in (".", *DATASETS)
+    for path in (ROOT / name).glob("*.sh" if name == "." else "*/*.sh")
+]
+
+
+def project() -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return table
+
+
+# The files
+
+
+def test_conda_users_get_the_dependencies_of_pyproject() -> None:
+    """environment.yaml names Python and pip; everything else comes from the one list, through `-e .`."""
+    stated: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "environment.yaml"))
+    conda = [entry for entry in stated["dependencies"] if isinstance(entry, str)]
+    assert sorted(re.split(r"[ =<>]", entry)[0] for entry in conda) == ["pip", "python"]
+    assert [entry for entry in stated["dependencies"] if not isinstance(entry, str)] == [{"pip": ["-e ."]}]
+    (python,) = (entry for entry in conda if entry.startswith("python"))
+    version = re.fullmatch(r"python *(?:=|==|>=) *(\d+\.\d+)", python)
+    assert version, python
+    assert project()["requires-python"] == ">=3.10"
+    assert SpecifierSet(project()["requires-python"]).contains(version[1])
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level packages that a file imports anywhere."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    whole = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    parts = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.split(".")[0] for name in (*whole, *parts)}
+
+
+def test_what_is_imported_is_in_the_list() -> None:
+    names = {Requirement(line).name for line in project()["dependencies"]}
+    own = {"common", *(path.stem for folder in ("benchmarks", "tests") for path in (ROOT / folder).glob("*.py"))}
+    brought_along = {"packaging", "PIL", "tomli"}  # by torch and pytest; for tests alone
+    files = [path for folder in ("common", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    outside = set().union(*map(imports, files)) - sys.stdlib_module_names - own
+    assert "torch" in outside
+    assert {{"sklearn": "scikit-learn"}.get(name, name) for name in outside - brought_along} <= names
+    assert {"tabulate", "pytest", "ruff", "mypy"} <= names  # used by name: DataFrame.to_markdown, run_tests.sh
+
+
+def test_continuous_integration_runs_the_tests() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert lines[0].startswith("#!")
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+    assert "bash run_tests.sh" in lines
+    run_tests = (ROOT / "run_tests.sh").read_text()
+    for tool in ("pytest", "mypy", "ruff check", "ruff format --check"):
+        assert f'"$PYTHON" -m {tool}' in run_tests
+    assert "set -euo pipefail" in run_tests
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shell_scripts_parse_and_stop_at_the_first_error(script: str) -> None:
+    subprocess.run([BASH, "-n", ROOT / script], check=True)
+    assert script == "environment.sh" or "set -euo pipefail" in (ROOT / script).read_text()
+
+
+# environment.sh, in a copy, with interpreters that are not real
+
+# Answers what is installed as the real interpreter does, and makes an environment with a copy of itself.
+STUB = f"""#!{SH}
+echo "$@" >> "DIR/calls"
+case "$1 $2" in
+    "- "*) exec REAL "$@" ;;
+    "-c "*) exit OLD ;;
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip") exit 0 ;;
+    "-V ") echo "Python 3.8.1" ;;
+esac
+"""
+
+
+def stub(folder: Path, real: str = sys.executable, old: int = 0) -> Path:
+    """A `python3` that answers as `real` what it has installed, and notes down what it is asked."""
+    path = folder / "bin" / "python3"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(STUB.replace("DIR", str(folder)).replace("REAL", real).replace("OLD", str(old)))
+    path.chmod(0o755)
+    return path
+
+
+def source(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Source environment.sh in `folder` as run_tests.sh does, and print the interpreter that it picks."""
+    tools = folder / "tools"
+    tools.mkdir(exist_ok=True)
+    for tool in ("dirname", "mkdir", "cp", "cat"):
+        if not (tools / tool).exists():
+            (tools / tool).symlink_to(str(shutil.which(tool)))
+    command = f'set -euo pipefail; source "{folder}/environment.sh"; echo "picked $PYTHON"'
+    environment = {"PATH": f"{folder}/bin:{tools}", **environment}
+    return subprocess.run([BASH, "-c", command], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    for name in ("environment.sh", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder / "calls").read_text().splitlines()
+
+
+def need(folder: Path, requirement: str) -> None:
+    """Add a dependency that nobody has, or has in another version."""
+    path = folder / "pyproject.toml"
+    path.write_text(path.read_text().replace("dependencies = [", f'dependencies = [\n    "{requirement}",'))
+
+
+def test_an_interpreter_with_the_dependencies_is_taken_as_it_is(copy: Path) -> None:
+    python = stub(copy)
+    answer = source(copy)
+    assert (answer.returncode, answer.stdout) == (0, f"picked {python}\n"), answer.stderr
+    assert [call.split()[0] for call in calls(copy)] == ["-"]
+    assert not (copy / ".venv").exists()
+
+
+def test_a_named_interpreter_is_preferred(copy: Path) -> None:
+    stub(copy)
+    answer = source(copy, PYTHON=sys.executable)
+    assert (answer.returncode, answer.stdout) == (0, f"picked {sys.executable}\n"), answer.stderr
+    assert not (copy / "calls").exists()
+
+
+@pytest.mark.xfail(reason="environment.sh reads versions through pip's vendored packaging", strict=True)
+def test_an_environment_without_pip_counts_too(copy: Path) -> None:
+    """As uv makes them."""
+    python = stub(copy)
+    (copy / "path" / "pip").mkdir(parents=True)
+    (copy / "path" / "pip" / "__init__.py").touch()  # hides the real one
+    answer = source(copy, PYTHONPATH=str(copy / "path"))
+    assert answer.stdout == f"picked {python}\n"
+
+
+@pytest.mark.parametrize("requirement", ["no-such-package-at-all", "numpy>=99", "torch<1"])
+def test_what_is_missing_or_too_old_is_installed_once(copy: Path, requirement: str) -> None:
+    python = stub(copy)
+    need(copy, requirement)
+    answer = source(copy)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[-1] == f"picked {copy}/.venv/bin/python"
+    assert f"-m venv {copy}/.venv" in calls(copy)
+    (installed,) = (call for call in calls(copy) if call.startswith("-m pip install"))
+    assert installed.endswith(f"-e {copy}")
+
+    # The second time, with what was asked for in .venv: nothing is made and nothing installed, not even announced.
+    (copy / "calls").unlink()
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    python.write_text(python.read_text().replace(f'exec {sys.executable} "$@"', "exit 1"))
+    again = source(copy)
+    assert (again.returncode, again.stdout) == (0, f"picked {copy}/.venv/bin/python\n"), again.stderr
+    assert not [call for call in calls(copy) if call.startswith("-m")]
+
+
+def test_a_failed_installation_is_tried_again(copy: Path) -> None:
+    python = stub(copy)
+    need(copy, "no-such-package-at-all")
+    python.write_text(python.read_text().replace('"-m pip") exit 0', '"-m pip") exit 1'))
+    for _ in range(2):
+        (copy / "calls").unlink(missing_ok=True)
+        answer = source(copy)
+        assert answer.returncode == 2
+        assert "picked" not in answer.stdout
+        assert "the installation failed" in answer.stderr
+        assert [call for call in calls(copy) if call.startswith("-m pip install")]
+
+
+def test_an_old_interpreter_is_refused(copy: Path) -> None:
+    python = stub(copy, real="false", old=1)
+    answer = source(copy)
+    assert answer.returncode == 2
+    assert f"error: Python 3.10 or newer is needed; {python} is Python 3.8.1." in answer.stderr
+    assert not (copy / ".venv").exists()
+
+
+def test_no_interpreter_at_all(copy: Path) -> None:
+    (copy / "bin").mkdir()
+    answer = source(copy)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr == "error: Python 3.10 or newer is needed, and there is no python3 on the PATH.\n"
