@@ -11,7 +11,10 @@ try:
     import tomllib
 except ImportError:
     from pip._vendor import tomli as tomllib
-from pip._vendor.packaging.requirements import Requirement
+try:
+    from packaging.requirements import Requirement
+except ImportError:
+    from pip._vendor.packaging.requirements import Requirement
 
 with open(sys.argv[1], "rb") as file:
     needed = [Requirement(line) for line in tomllib.load(file)["project"]["dependencies"]]

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.errors import UserError
+from common.errors import UserError, check_name
 
 Options = TypeVar("Options")
 
@@ -40,6 +40,8 @@ class Data:
     def __post_init__(self) -> None:
         for name in ("members", "non_members", "fit", "known", "scored"):
             require(getattr(self, name) > 0, f"data.{name} must be at least 1, not {getattr(self, name)}.")
+        require(self.reference >= 0, f"data.reference must not be negative, not {self.reference}.")
+        require(self.known < self.scored, f"data.known = {self.known} must be less than data.scored = {self.scored}.")
         pool = self.fit + self.known + self.scored
         for side in ("members", "non_members"):
             require(
@@ -96,7 +98,8 @@ class DDPM:
     bf16: bool = True  # bfloat16 autocast; on CUDA only
 
     def __post_init__(self) -> None:
-        require(self.steps > 0, f"ddpm.steps must be at least 1, not {self.steps}.")
+        for name in ("steps", "batch_size", "layers", "groups", "save_every"):
+            require(getattr(self, name) > 0, f"ddpm.{name} must be at least 1, not {getattr(self, name)}.")
         require(1 <= self.max_timestep <= 1000, f"ddpm.max_timestep must lie in 1..1000, not {self.max_timestep}.")
         for width in self.channels:
             require(
@@ -118,6 +121,8 @@ class Diffence:
     batch: int = 256  # images a network call
 
     def __post_init__(self) -> None:
+        for name in ("grid", "js_bins", "batch"):
+            require(getattr(self, name) > 0, f"diffence.{name} must be at least 1, not {getattr(self, name)}.")
         require(self.n > 0, f"diffence.n (the number of candidates N) must be at least 1, not {self.n}.")
         require(1 <= self.t <= 1000, f"diffence.t (the diffusion step T) must lie in 1..1000, not {self.t}.")
         require(
@@ -168,11 +173,7 @@ def profile_path(folder: Path, profile: str) -> Path:
         require(path.is_file(), f"there is no configuration file {path}.")
         return path
     path = folder / "configs" / f"{profile}.yaml"
-    known = sorted(p.stem for p in (folder / "configs").glob("*.yaml"))
-    require(
-        path.is_file(),
-        f"unknown profile '{profile}' of {folder.name}. Known: {', '.join(known)}, or a path that ends in .yaml.",
-    )
+    check_name(f"profile of {folder.name}", profile, sorted(p.stem for p in (folder / "configs").glob("*.yaml")))
     return path
 
 
@@ -190,7 +191,7 @@ def load_config(folder: Path, profile: str, overrides: list[str] | None = None) 
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{source}: {_one_line(error)}") from error
     except Exception as error:  # a YAML syntax error: its classes depend on the YAML library underneath
-        raise UserError(f"{path} is no readable YAML: {_one_line(error)}") from error
+        raise UserError(f"{source} is no readable YAML: {_one_line(error)}") from error
     assert isinstance(config, Config)
     return config
 

@@ -61,10 +61,11 @@ def jobs_of(run: Run, defenses: Sequence[str], scenarios: Sequence[str], protoco
     drawing = f"python diff_defense/draw_candidates.py --protocol {protocol}"
     candidates = job("candidates", drawing, [ddpm], lambda: MISSING if missing_shards(run, protocol) else DONE)
     # MemGuard guards the undefended classifier, which is then trained in any case.
-    trained = {}
+    trained: dict[str, str] = {}
     for name in dict.fromkeys([*(["undefended"] if "memguard" in defenses else []), *defenses]):
         training = f"python train_defense.py --defense {name}"
-        parts = DEFENSES[name].parts(run) if DEFENSES[name].parts else []
+        parts_of = DEFENSES[name].parts
+        parts = [] if parts_of is None else parts_of(run)
         needs = [partition, *([trained["undefended"]] if name == "memguard" else [])]
         needs += [
             job(f"train {name} {i}", f"{training} --part {i}", [partition], lambda part=part: _model_state(*part))  # type: ignore[misc]
@@ -111,7 +112,9 @@ def dry_run(jobs: Sequence[Job]) -> None:
 
 def run_jobs(jobs: Sequence[Job], minutes: float) -> bool:
     """Run what is missing, until `minutes` have passed (inf: to the end); prints failures last. True if nothing failed."""
-    deadline, outcome, failed = time.monotonic() + 60 * minutes, {}, []
+    deadline = time.monotonic() + 60 * minutes
+    outcome: dict[str, str] = {}
+    failed = []
     with tqdm(total=len(jobs), unit="job", smoothing=0, disable=None) as progress:
         for job in jobs:
             progress.set_postfix_str(job.name)

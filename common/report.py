@@ -44,19 +44,20 @@ def write_result(folder: Path, row: dict[str, Any], scores: dict[str, Scores]) -
 def result_text(row: dict[str, Any]) -> str:
     """The text of Figures 15 and 16, and below it what they leave out."""
     name = result_name(row)
-    path = f"./final-all-models/{row['profile']}/seed{row['seed']}/{row['model']}/{row['defense']}.pt"
-    accuracy = row["accuracy"]
+    suffix = ".best.pt" if row["protocol"] == "released" else ".pt"
+    path = f"./final-all-models/{row['profile']}/seed{row['seed']}/{row['model']}/{row['defense']}{suffix}"
+    accuracy, fpr = row["accuracy"], row["config"]["attack"]["fpr"]
     lines = [
         f"{path} | train acc {100 * accuracy['members']:.4f} | test acc {100 * accuracy['non_members']:.4f}",
         "",
         f"====> NN-based attack {path}",
     ]
-    lines += [f"====> {attack}-based-{name}.npy: {_attack_text(row['attacks'][attack])}" for attack in PRINTED]
+    lines += [f"====> {attack}-based-{name}.npy: {_attack_text(row['attacks'][attack], fpr)}" for attack in PRINTED]
     lines += [
         f"Best Attack AUC: {row['best']['auc']:.4f}",
         f"Best Attack ACC: {row['best']['accuracy']:.4f}",
         "",
-        f"====> gap attack (the floor): {_attack_text(row['attacks']['correctness'])}",
+        f"====> gap attack (the floor): {_attack_text(row['attacks']['correctness'], fpr)}",
         f"Protocol {row['protocol']}, seed {row['seed']}, commit {row['commit']}; "
         f"scored {row['scored']['members']} members and {row['scored']['non_members']} non-members; ECE {row['ece']:.4f}",
     ]
@@ -65,10 +66,10 @@ def result_text(row: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _attack_text(attack: dict[str, Any]) -> str:
+def _attack_text(attack: dict[str, Any], fpr: float) -> str:
     tpr, tnr = attack["tpr_at_fpr"], attack["tnr_at_fnr"]
     return (
-        f"TPR {100 * tpr['rate']:.2f}% @0.10%FPR | TNR {100 * tnr['rate']:.2f}% @0.10%FNR | "
+        f"TPR {100 * tpr['rate']:.2f}% @{100 * fpr:.2f}%FPR | TNR {100 * tnr['rate']:.2f}% @{100 * fpr:.2f}%FNR | "
         f"AUC {attack['auc']:.4f} | ACC {attack['accuracy']:.4f}"
     )
 

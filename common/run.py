@@ -20,6 +20,7 @@ import torch
 from common.cli import DEFAULT_PROFILE
 from common.config import Config, load_config
 from common.errors import UserError
+from common.files import derive_seed
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ class Run:
             f"seed{self.seed}" if self.seed else "",
             *(override.replace("/", "_") for override in self.overrides),
         ]
-        return self.folder / "evaluate_MIAs" / "results" / "-".join(part for part in parts if part)
+        name = "-".join(part for part in parts if part)
+        if len(name) > 120:  # file systems allow 255 bytes
+            name = f"{name[:100]}-{derive_seed(name):016x}"
+        return self.folder / "evaluate_MIAs" / "results" / name
 
     def command(self, script: str, *arguments: str) -> str:
         """The command that a message tells the user to run, from the repository's root."""
@@ -98,6 +102,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"unknown device '{name}'. Known: auto, cpu, cuda, cuda:0, cuda:1 ...") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device '{name}' is not supported. Known: auto, cpu, cuda, cuda:0, cuda:1 ...")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device '{name}' is not on this machine ({torch.cuda.device_count()} CUDA devices): use --device cpu.")
     return device
@@ -105,14 +111,22 @@ def pick_device(name: str) -> torch.device:
 
 def environment(run: Run) -> dict[str, Any]:
     """What a result row says of the place it was made in."""
-    git = ["git", "-C", str(Path(__file__).parents[1])]
-    commit, changed = (
-        subprocess.run([*git, *words], capture_output=True, text=True, check=False).stdout.strip()
-        for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "common", run.dataset])
-    )
     return {
-        "commit": (commit + ("+changes" if changed else "")) or "unknown",
+        "commit": _commit(run.dataset),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit(dataset: str) -> str:
+    """The commit of the code, with `+changes` where the working tree differs from it; unknown without git or a clone."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    try:
+        commit, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=False).stdout.strip()
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "common", dataset])
+        )
+    except OSError:
+        return "unknown"
+    return (commit + ("+changes" if changed else "")) or "unknown"

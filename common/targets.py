@@ -89,7 +89,10 @@ def _read_target(run: Run, name: str, protocol: str) -> tuple[Path, dict[str, An
     path = model_path(run, name)
     if protocol == "released":
         path = path.with_suffix(".best.pt")
-        remake += " --set train.best_on_test=true"
+        if not path.is_file() and model_path(run, name).is_file():
+            raise UserError(
+                f"{path} is missing. Move {path.with_name(f'{name}.pt')} away, set train.best_on_test, and run: {remake}"
+            )
     checkpoint = load_checkpoint(path, remake)
     refuse_other_config(path, checkpoint.get("settings"), settings_of(run, name), f"move it away, then run: {remake}")
     return path, checkpoint, remake

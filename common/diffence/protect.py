@@ -34,6 +34,11 @@ class ProtectedClassifier(nn.Module):
         self.n, self.draws, self.batch = n, draws, batch
         self.served = 0  # queries answered so far: names the next one
         self.drawn = 0  # candidates drawn so far
+        self.eval()
+
+    def train(self, mode: bool = True) -> "ProtectedClassifier":
+        """Serving never trains: `train()` would turn on dropout and move BatchNorm's statistics with every query."""
+        return super().train(False)
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, queries: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,6 +47,8 @@ class ProtectedClassifier(nn.Module):
         if queries is None:
             queries = torch.arange(self.served, self.served + len(images))
             self.served += len(images)
+        elif len(queries) != len(images):
+            raise UserError(f"{len(images)} images need as many queries, not {len(queries)}.")
         original = self._logits(images)
         if self.selector.scenario == "average":
             return self._all(images, queries, original)
