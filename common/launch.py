@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common import cli
 from common.data.partition import partition_settings
 from common.defenses import DEFENSES, with_options
-from common.diffence.candidates import missing_shards
+from common.diffence.candidates import candidate_settings, candidates_dir, missing_shards
 from common.diffence.ddpm import ddpm_settings
 from common.errors import check_name
 from common.files import differences, load_checkpoint, read_json
@@ -59,7 +59,7 @@ def jobs_of(run: Run, defenses: Sequence[str], scenarios: Sequence[str], protoco
     partition = job("partition", "python data_partition.py", [], lambda: _json_state(manifest, partition_settings(run)))
     ddpm = job("ddpm", "python diff_defense/train_ddpm.py", [partition], lambda: _json_state(diffusion, ddpm_settings(run)))
     drawing = f"python diff_defense/draw_candidates.py --protocol {protocol}"
-    candidates = job("candidates", drawing, [ddpm], lambda: MISSING if missing_shards(run, protocol) else DONE)
+    candidates = job("candidates", drawing, [ddpm], lambda: _candidates_state(run, protocol))
     # MemGuard guards the undefended classifier, which is then trained in any case.
     trained: dict[str, str] = {}
     for name in dict.fromkeys([*(["undefended"] if "memguard" in defenses else []), *defenses]):
@@ -87,6 +87,12 @@ def _json_state(path: Path, wanted: dict[str, Any]) -> str:
         return MISSING
     made = read_json(path, "the job that makes it")
     return _compared(made.get("settings", made), wanted)
+
+
+def _candidates_state(run: Run, protocol: str) -> str:
+    if missing_shards(run, protocol):
+        return MISSING
+    return _json_state(candidates_dir(run) / "settings.json", candidate_settings(run))
 
 
 def _model_state(path: Path, wanted: dict[str, Any]) -> str:

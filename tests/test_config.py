@@ -170,7 +170,6 @@ def test_unreadable_profiles_name_the_file(tmp_path: Path, content: bytes) -> No
     assert str(path) in refused(path)
 
 
-@pytest.mark.xfail(reason="load_config blames the profile for a --set that is no YAML", strict=True)
 def test_an_unreadable_override_is_what_is_blamed() -> None:
     sentence = refused("small", "train.epochs={")
     assert "--set" in sentence

@@ -231,7 +231,6 @@ def test_the_commit_of_a_row(trained: Path, tiny: Path) -> None:
     assert len(commit.removesuffix("+changes")) == 12
 
 
-@pytest.mark.xfail(reason="common.run.environment fails where git is not installed", strict=True)
 def test_git_is_not_needed(trained: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment(tiny_run(trained, tiny))["commit"] == "unknown"

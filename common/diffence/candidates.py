@@ -45,7 +45,7 @@ def missing_shards(run: Run, protocol: str) -> list[tuple[str, int]]:
 
 def draw_all(run: Run, split: Split, protocol: str) -> None:
     """Draw what an evaluation under `protocol` still needs, with a progress bar."""
-    folder, settings = _folder(run), candidate_settings(run)
+    folder, settings = candidates_dir(run), candidate_settings(run)
     if (folder / "settings.json").is_file():
         made = read_json(folder / "settings.json", f"rm -r {folder}")
         if made != settings:
@@ -77,13 +77,14 @@ def _draw(run: Run, reconstruct: DiffusionReconstructor, examples: Examples, sid
     return draw_candidates(reconstruct, images, query_ids(side, places), chosen.n, chosen.batch).half().cpu().numpy()
 
 
-def _folder(run: Run) -> Path:
+def candidates_dir(run: Run) -> Path:
+    """Where the candidates of the run's T, DDIM steps and forward process lie."""
     chosen = run.config.diffence
     return run.candidates_dir / f"t{chosen.t}-steps{chosen.steps}-{chosen.forward}"
 
 
 def _shard(run: Run, side: str, start: int) -> Path:
-    return _folder(run) / f"{side}_{start:06d}.npy"
+    return candidates_dir(run) / f"{side}_{start:06d}.npy"
 
 
 def _places(run: Run, side: str, start: int) -> range:
