@@ -1,6 +1,6 @@
 """MemGuard's phase I: all samples at once (common/defenses/memguard.py) against one at a time, as published.
 
-`OMP_NUM_THREADS=1 python benchmarks/memguard.py` prints CPU seconds a sample of both, from one run on the same answers, and
+`OMP_NUM_THREADS=1 python -m benchmarks.memguard` prints CPU seconds a sample of both, from one run on the same answers, and
 their ratio. Both must find the same noise.
 """
 

@@ -41,7 +41,6 @@ class Data:
         for name in ("members", "non_members", "fit", "known", "scored"):
             require(getattr(self, name) > 0, f"data.{name} must be at least 1, not {getattr(self, name)}.")
         require(self.reference >= 0, f"data.reference must not be negative, not {self.reference}.")
-        require(self.known < self.scored, f"data.known = {self.known} must be less than data.scored = {self.scored}.")
         pool = self.fit + self.known + self.scored
         for side in ("members", "non_members"):
             require(
@@ -173,7 +172,8 @@ def profile_path(folder: Path, profile: str) -> Path:
         require(path.is_file(), f"there is no configuration file {path}.")
         return path
     path = folder / "configs" / f"{profile}.yaml"
-    check_name(f"profile of {folder.name}", profile, sorted(p.stem for p in (folder / "configs").glob("*.yaml")))
+    known = [*sorted(p.stem for p in (folder / "configs").glob("*.yaml")), "or a path that ends in .yaml"]
+    check_name(f"profile of {folder.name}", profile, known)
     return path
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from common.attacks import ATTACKS, TRAINED, Known, NNOptions, Outputs, Scores
+from common.config import require
 from common.data.partition import Pools, load_split, pools
 from common.defenses import DEFENSES
 from common.diffence.candidates import SIDES, query_ids
@@ -96,6 +97,7 @@ def attack_all(run: Run, sides: dict[str, Side], places: Pools, shown: Released,
     known = Known(members.take(known_places), non_members.take(known_places))
     # In the released protocol the known points are scored too, but never by an attack that was trained on them.
     unseen = np.setdiff1d(scored, known_places)
+    require(len(unseen) > 0, "the released protocol scores the known points and more: raise data.scored above data.known.")
     scores = {}
     for name, attack in ATTACKS.items():
         targets = unseen if name in TRAINED else scored
