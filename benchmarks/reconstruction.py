@@ -1,9 +1,8 @@
 """`python -m benchmarks.reconstruction --row ROW.json`: the cost of a defended query.
 
 Paired with a plain rendition of the released code in one process, in CPU seconds, with the paper's UNet (35.7 M parameters),
-ResNet18, N = 30 and T = 160, at batch 1 and 10. The rendition does what the release does: N reconstructions one after the other,
-each with two network calls of
-which the first (T to T) changes nothing, the classifier with its autograd graph. Cost per call does not depend on the
+ResNet18, N = 30 and T = 160, at batch 1 and 10. The rendition: N reconstructions one after the other, each with two network
+calls of which the first (T to T) changes nothing, the classifier with its autograd graph. Cost per call does not depend on the
 weights, so they are random here; how many candidates scenario 3 needs depends on them, so that count is taken from the
 JSON row of an evaluation with trained networks (--row), rounded up, and the lazy path is timed with that many draws.
 Also timed: the search of scenario 1's interval. Prints one JSON object, written to --out.
