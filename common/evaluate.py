@@ -129,6 +129,7 @@ def describe(run: Run, defense: str, protocol: str, shown: Released, sides: dict
         "protocol": protocol,
         "defense": defense,
         "seed": run.seed,
+        "overrides": list(run.overrides),
         "model": run.config.model.name,
         "accuracy": {side: float((o.logits.argmax(1) == o.labels).mean()) for side, o in outputs.items()},
         "scored": {side: len(o) for side, o in outputs.items()},

@@ -43,8 +43,8 @@ def collect(dataset: str) -> list[Path]:
 
 
 def setting(row: dict[str, Any]) -> str:
-    """The folder of a row under results/<data set>/: profile, protocol and seed."""
-    return f"{row['profile']}-{row['protocol']}-seed{row['seed']}"
+    """The folder of a row under results/<data set>/: profile, protocol, seed and what --set changed."""
+    return "-".join([row["profile"], row["protocol"], f"seed{row['seed']}", *row.get("overrides", [])])
 
 
 def measured(root: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:

@@ -29,6 +29,7 @@ def test_the_real_run_shows_what_diffence_promises() -> None:
         assert rows[scenario]["accuracy"] == rows[None]["accuracy"]
     drop = rows[None]["attacks"]["entropy"]["auc"] - rows["1"]["attacks"]["entropy"]["auc"]
     assert drop >= 0.10
+    assert rows["1"]["best"]["auc"] <= rows["1"]["gap_floor"] + 0.03
 
 
 def test_changed_rows_change_the_readme(tmp_path: Path) -> None:
