@@ -44,7 +44,7 @@ def train_defense(folder: Path, arguments: Sequence[str]) -> None:
     from common.data.partition import load_split
     from common.defenses import DEFENSES, with_options
     from common.run import open_run
-    from common.targets import model_path
+    from common.targets import PostInference, model_path
     from common.training import accuracy
 
     check_name("defense", parsed.defense, DEFENSES)
@@ -57,7 +57,8 @@ def train_defense(folder: Path, arguments: Sequence[str]) -> None:
         defense.train_part(run, split, parsed.part)
         return
     model = defense.train(run, split)
-    members, others = (accuracy(model, part, run.device) for part in (split.members, split.non_members))
+    classifier = model.classifier if isinstance(model, PostInference) else model  # which keeps the labels
+    members, others = (accuracy(classifier, part, run.device) for part in (split.members, split.non_members))
     print(f"{model_path(run, parsed.defense)}: accuracy {members:.4f} on members, {others:.4f} on non-members")
 
 

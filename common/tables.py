@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from common import cli
 from common.errors import UserError, check_name
 from common.files import atomic_write, read_json
@@ -75,13 +77,41 @@ def text_of(root: Path) -> str:
     return "\n\n".join(parts)
 
 
+def cost_of(root: Path) -> str:
+    """The table of benchmarks/reconstruction.py as Markdown, from its JSON."""
+    made = read_json(root / "results" / "benchmark_reconstruction.json", "python -m benchmarks.reconstruction")
+    drawn = made["draws_per_query"]
+    lines = [
+        {
+            "batch": run["batch"],
+            **{f"{name} (CPU s)": run[f"{name}_cpu_s"] for name in ("released", "eager", "lazy")},
+            "released / eager": run["released_over_eager"],
+            "released / lazy": run["released_over_lazy"],
+        }
+        for run in made["runs"]
+    ]
+    work = "; ".join(
+        f"{name}: {made['unet_evaluations'][name]:.3g} network evaluations, {made['query_gflop'][name]:.0f} GFLOP"
+        for name in ("released", "eager", "lazy")
+    )
+    return (
+        f"{pd.DataFrame(lines).to_markdown(index=False)}\n\n"
+        f"A query costs, {work}. Lazily, scenario 3 drew {drawn['members']:.2f} candidates a member and "
+        f"{drawn['non_members']:.2f} a non-member in the row `{drawn['from']}`; timed with {made['lazy_timed_with_draws']} "
+        f"an image. The search of scenario 1's interval takes {1000 * made['interval_search_cpu_s']:.0f} ms of CPU for 1,000 + "
+        f"1,000 points. {made['threads']} thread(s), torch {made['torch']}."
+    )
+
+
 def fill(readme: str, root: Path) -> str:
-    """`readme` with the text between its `<!-- tables -->` markers made anew from `root`/results."""
-    before, start, rest = readme.partition("<!-- tables -->\n")
-    _, end, after = rest.partition("<!-- end of tables -->")
-    if not (start and end):
-        raise UserError("README.md lacks its markers <!-- tables --> and <!-- end of tables -->: restore them.")
-    return f"{before}{start}{text_of(root)}\n{end}{after}"
+    """`readme` with the text between its `<!-- tables -->` and `<!-- cost -->` markers made anew from `root`/results."""
+    for name, text in (("tables", text_of(root)), ("cost", cost_of(root))):
+        before, start, rest = readme.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        if not (start and end):
+            raise UserError(f"README.md lacks its markers <!-- {name} --> and <!-- end of {name} -->: restore them.")
+        readme = f"{before}{start}{text}\n{end}{after}"
+    return readme
 
 
 def main(folder: Path, arguments: Sequence[str]) -> None:

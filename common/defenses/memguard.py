@@ -25,7 +25,7 @@ from common.data import DATASETS
 from common.data.partition import PROTOCOLS, Examples, Split, pools
 from common.files import derive_seed
 from common.run import Run
-from common.targets import load_target, model_path, options_of, settings_of, target_classifier
+from common.targets import PostInference, load_target, model_path, options_of, settings_of, target_classifier
 from common.training import Objective, Stateful, fit, predict
 
 STEP = 0.1  # length of a step in logit space
@@ -68,7 +68,7 @@ class Guard(nn.Module):
         return self.layers(confidences.sort(dim=1).values.float()).squeeze(1)
 
 
-class MemGuard(nn.Module):
+class MemGuard(PostInference):
     """The undefended classifier with its guarded release: images [n, 3, H, W] in [0, 1] -> log-probabilities [n, C]."""
 
     def __init__(self, classifier: nn.Module, guard: Guard, options: Options, seed: int) -> None:
