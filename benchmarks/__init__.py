@@ -1,0 +1,1 @@
+"""Paired measurements, run as `python -m benchmarks.NAME` from the root."""
