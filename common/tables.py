@@ -105,12 +105,12 @@ def cost_of(root: Path) -> str:
 
 def fill(readme: str, root: Path) -> str:
     """`readme` with the text between its `<!-- tables -->` and `<!-- cost -->` markers made anew from `root`/results."""
-    for name, text in (("tables", text_of(root)), ("cost", cost_of(root))):
+    for name, make in (("tables", text_of), ("cost", cost_of)):
         before, start, rest = readme.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- end of {name} -->")
         if not (start and end):
             raise UserError(f"README.md lacks its markers <!-- {name} --> and <!-- end of {name} -->: restore them.")
-        readme = f"{before}{start}{text}\n{end}{after}"
+        readme = f"{before}{start}{make(root)}\n{end}{after}"
     return readme
 
 

@@ -67,7 +67,7 @@ def test_help_of_the_shell_script_from_anywhere(workspace: Path, tmp_path: Path)
         (EVALUATE, ["--t", "1001"], ["diffence.t (the diffusion step T) must lie in 1..1000, not 1001"]),
         (EVALUATE, ["--t", "0"], ["1..1000, not 0"]),
         (EVALUATE, ["--t", "200"], ["diffence.t = 200 exceeds ddpm.max_timestep = 160"]),
-        (EVALUATE, ["--profile", "papr"], ["unknown profile 'papr' of synthetic", "paper, small"]),
+        (EVALUATE, ["--profile", "papr"], ["unknown profile of synthetic 'papr'", "paper, small"]),
         ("synthetic/train_defense.py", ["--set", "train.epoch=1"], ["train.epoch", "Did you mean", "'epochs'"]),
     ],
 )
