@@ -79,16 +79,22 @@ def text_of(root: Path) -> str:
 
 def cost_of(root: Path) -> str:
     """The table of benchmarks/reconstruction.py as Markdown, from its JSON."""
-    made = read_json(root / "results" / "benchmark_reconstruction.json", "python -m benchmarks.reconstruction")
+    paths = sorted((root / "results").glob("benchmark_reconstruction*.json"))
+    runs = [read_json(path, "python -m benchmarks.reconstruction") for path in paths]
+    if not runs:
+        raise UserError("results/ holds no benchmark. Make it with: python -m benchmarks.reconstruction")
+    made = runs[0]
     drawn = made["draws_per_query"]
     lines = [
         {
+            "threads": one["threads"],
             "batch": run["batch"],
             **{f"{name} (CPU s)": run[f"{name}_cpu_s"] for name in ("released", "eager", "lazy")},
             "released / eager": run["released_over_eager"],
             "released / lazy": run["released_over_lazy"],
         }
-        for run in made["runs"]
+        for one in runs
+        for run in one["runs"]
     ]
     work = "; ".join(
         f"{name}: {made['unet_evaluations'][name]:.3g} network evaluations, {made['query_gflop'][name]:.0f} GFLOP"
@@ -99,7 +105,7 @@ def cost_of(root: Path) -> str:
         f"A query costs, {work}. Lazily, scenario 3 drew {drawn['members']:.2f} candidates a member and "
         f"{drawn['non_members']:.2f} a non-member in the row `{drawn['from']}`; timed with {made['lazy_timed_with_draws']} "
         f"an image. The search of scenario 1's interval takes {1000 * made['interval_search_cpu_s']:.0f} ms of CPU for 1,000 + "
-        f"1,000 points. {made['threads']} thread(s), torch {made['torch']}."
+        f"1,000 points; torch {made['torch']}."
     )
 
 
