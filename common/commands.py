@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli import parser
-from common.config import load_config
+from common.config import PROTOCOLS, SCENARIOS, load_config
 from common.errors import UserError, check_name
 
 # For --help, which imports nothing slow; the registry of defenses is common.defenses.DEFENSES.
-PROTOCOLS = ("clean", "released")
-SCENARIOS = ("1", "2", "3", "average")
 DEFENSE_NAMES = "undefended, selena, advreg, hamp, relaxloss, dpsgd, memguard, or your own"
 
 

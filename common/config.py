@@ -18,6 +18,10 @@ from common.errors import UserError, check_name
 
 Options = TypeVar("Options")
 
+# Named here, where nothing slow is imported, for the command lines.
+PROTOCOLS = ("clean", "released")
+SCENARIOS = ("1", "2", "3", "average")
+
 
 def require(condition: bool, sentence: str) -> None:
     """Refuse a setting with one sentence."""

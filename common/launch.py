@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common import cli
+from common.config import PROTOCOLS, SCENARIOS
 from common.data.partition import partition_settings
 from common.defenses import DEFENSES, with_options
 from common.diffence.candidates import candidate_settings, candidates_dir, missing_shards
@@ -166,11 +167,11 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     made.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many minutes; a rerun continues")
     made.add_argument("--dry-run", action="store_true", help="print the commands and what exists, and run nothing")
     parsed = made.parse_args(arguments)
-    check_name("protocol", parsed.protocol, ("clean", "released"))
+    check_name("protocol", parsed.protocol, PROTOCOLS)
     for kind, names, known in (
         ("data set", parsed.datasets, (*DATASETS, "synthetic")),
         ("defense", parsed.defenses, tuple(DEFENSES)),
-        ("scenario", parsed.scenario, ("1", "2", "3", "average")),
+        ("scenario", parsed.scenario, SCENARIOS),
     ):
         for name in names:
             check_name(kind, name, known)

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -168,3 +169,17 @@ def refusal(answer: Answer) -> str:
     assert answer.err.startswith("error: "), answer.err
     assert answer.err.count("\n") == 1, answer.err
     return answer.err.removeprefix("error: ").rstrip()
+
+
+def stop_after(epochs: int, batches: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """An Objective's `batches` that raises KeyboardInterrupt, as Ctrl-C would, once `epochs` epochs have begun."""
+    calls = 0
+
+    def stop(objective: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > epochs:
+            raise KeyboardInterrupt
+        return batches(objective)
+
+    return stop

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import stop_after
 from torch import nn
 
 from common.config import Config, Data, Model, Train
@@ -284,19 +285,6 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pyte
         assert [row["loss"] for row in a["history"]] == [row["loss"] for row in b["history"]]
     loaded = load_target(killed, "advreg", "clean", target_classifier(killed))
     assert same(loaded.state_dict(), torch.load(killed.models_dir / "advreg.pt", weights_only=True)["model"])
-
-
-def stop_after(epochs: int, batches: Callable[[AdvReg], Any]) -> Callable[[AdvReg], Any]:
-    calls = 0
-
-    def stop(self: AdvReg) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > epochs:
-            raise KeyboardInterrupt
-        return batches(self)
-
-    return stop
 
 
 def test_the_penalty_changes_training(tmp_path: Path) -> None:

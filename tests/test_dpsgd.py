@@ -1,12 +1,12 @@
 """DP-SGD: clipping, noise, Poisson batches, the privacy spent, plain SGD as the limit, GroupNorm, and resuming."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import stop_after
 from scipy.stats import chi2
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -259,19 +259,6 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pyte
     members = make_split().members
     torch.testing.assert_close(predict(loaded, members, CPU), predict(made, members, CPU), atol=0, rtol=0)
     load_target(killed, "dpsgd", "released", dpsgd.build(killed))
-
-
-def stop_after(epochs: int, batches: Callable[[DPSGD], Any]) -> Callable[[DPSGD], Any]:
-    calls = 0
-
-    def stop(self: DPSGD) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > epochs:
-            raise KeyboardInterrupt
-        return batches(self)
-
-    return stop
 
 
 def test_a_batch_larger_than_the_members(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 import math
 import runpy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import stop_after
 from torch import Tensor, nn
 
 from common.config import Config, Data, Model, Train
@@ -319,19 +319,6 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pyte
     for name in ("memguard.pt", "memguard.best.pt"):
         a, b = (torch.load(run.models_dir / name, weights_only=True)["model"] for run in (straight, killed))
         assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-def stop_after(epochs: int, batches: Callable[[GuardTraining], Any]) -> Callable[[GuardTraining], Any]:
-    calls = 0
-
-    def stop(self: GuardTraining) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > epochs:
-            raise KeyboardInterrupt
-        return batches(self)
-
-    return stop
 
 
 @pytest.mark.parametrize(

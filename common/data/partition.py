@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.config import Data
+from common.config import PROTOCOLS, Data
 from common.data import DATASETS
 from common.errors import UserError
 from common.files import atomic_write, derive_seed, read_json, refuse_other_config, sha256, write_json
 from common.run import Run
 
 PARTS = ("members", "reference", "non_members")
-PROTOCOLS = ("clean", "released")
 
 
 @dataclass(frozen=True)

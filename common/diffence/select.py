@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.config import SCENARIOS
 from common.errors import UserError, check_name
 from common.metrics import phi
 
-SCENARIOS = ("1", "2", "3", "average")
 ORIGINAL = -1  # the choice of an input none of whose candidates keeps the label
 
 
