@@ -10,7 +10,7 @@ from common.config import PROTOCOLS, SCENARIOS, load_config
 from common.errors import UserError, check_name
 
 # For --help, which imports nothing slow; the registry of defenses is common.defenses.DEFENSES.
-DEFENSE_NAMES = "undefended, selena, advreg, hamp, relaxloss, dpsgd, memguard, or your own"
+DEFENSE_NAMES = "undefended, selena, advreg, hamp, relaxloss, dpsgd, dpsgd-private, memguard, or your own"
 
 
 def data_partition(folder: Path, arguments: Sequence[str]) -> None:

@@ -72,7 +72,7 @@ class Train:
     weight_decay: float = 1e-6
     amsgrad: bool = True  # set in the released code, not mentioned in the paper
     best_on_test: bool = True  # also keep the epoch best on the non-members, as released: protocol `released` needs it
-    bf16: bool = True  # bfloat16 autocast; on CUDA only
+    bf16: bool = False  # bfloat16 autocast, where the device computes in it natively (common/training.py, `autocast`)
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, f"train.epochs must be at least 1, not {self.epochs}.")
@@ -98,7 +98,7 @@ class DDPM:
     flip: bool = True  # random horizontal flips, wrong for digits
     max_timestep: int = 1000  # train t in 1..max_timestep only; Diffence never uses t above diffence.t
     save_every: int = 1000  # steps between checkpoints
-    bf16: bool = True  # bfloat16 autocast; on CUDA only
+    bf16: bool = False  # as train.bf16, in training and in reconstruction
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "layers", "groups", "save_every"):

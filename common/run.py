@@ -109,13 +109,22 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device has bfloat16 arithmetic: NVIDIA since Ampere, x86 with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def environment(run: Run) -> dict[str, Any]:
-    """What a result row says of the place it was made in."""
+    """What a result row says of the place it was made in; `bf16`: what was in fact computed in bfloat16."""
+    native = native_bf16(run.device)
     return {
         "commit": _commit(run.dataset),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "bf16": {"train": run.config.train.bf16 and native, "ddpm": run.config.ddpm.bf16 and native},
     }
 
 

@@ -75,7 +75,7 @@ def load_target(run: Run, name: str, protocol: str, model: nn.Module) -> nn.Modu
         raise UserError(
             f"{path} holds another architecture than {run.config.model.name}. Delete it and run: {remake}"
         ) from error
-    return model.to(run.device).eval()
+    return model.to(run.device).to(memory_format=torch.channels_last).eval()
 
 
 def training_facts(run: Run, name: str, protocol: str) -> dict[str, Any]:

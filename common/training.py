@@ -20,6 +20,7 @@ from common.config import Train
 from common.data.partition import Examples
 from common.errors import UserError
 from common.files import atomic_write, derive_seed, load_checkpoint, refuse_other_config, save_checkpoint
+from common.run import native_bf16
 
 
 class Stateful(Protocol):
@@ -38,9 +39,7 @@ class Objective:
 
     def __init__(self, model: nn.Module, members: Examples, config: Train, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.model = model.to(device)
-        if device.type == "cuda":
-            self.model = self.model.to(memory_format=torch.channels_last)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         self.members = members.to(device)
         self.optimizer: torch.optim.Optimizer = adam(self.model, config)
 
@@ -64,7 +63,7 @@ class Objective:
         return loss.item(), int((logits.argmax(1) == labels).sum())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits [b, C] in float32, computed in bfloat16 on CUDA where the config says so."""
+        """Logits [b, C] in float32, computed in bfloat16 where the config says so and the device can."""
         with autocast(self.device, self.config.bf16):
             return self.model(images).float()
 
@@ -83,8 +82,8 @@ def adam(model: nn.Module, config: Train) -> torch.optim.Adam:
 
 
 def autocast(device: torch.device, enabled: bool) -> torch.autocast:
-    """bfloat16 on CUDA, nothing on the CPU."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and device.type == "cuda")
+    """bfloat16 where `enabled` and native; elsewhere it would be emulated, slower than float32, and nothing changes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and native_bf16(device))
 
 
 def fit(

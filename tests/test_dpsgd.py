@@ -257,7 +257,8 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pyte
     assert [row["loss"] for row in a["history"]] == [row["loss"] for row in b["history"]]
     loaded = load_target(killed, "dpsgd", "clean", dpsgd.build(killed))  # plain keys
     members = make_split().members
-    torch.testing.assert_close(predict(loaded, members, CPU), predict(made, members, CPU), atol=0, rtol=0)
+    # `made` was trained contiguous, `loaded` serves in channels_last: the same weights, rounded differently.
+    torch.testing.assert_close(predict(loaded, members, CPU), predict(made, members, CPU), atol=1e-5, rtol=1e-3)
     load_target(killed, "dpsgd", "released", dpsgd.build(killed))
 
 

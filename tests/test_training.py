@@ -20,7 +20,7 @@ from common import files, training
 from common.config import Train
 from common.data.partition import Examples
 from common.models import build_classifier
-from common.training import Objective, autocast, fit
+from common.training import Objective, fit
 
 CPU = torch.device("cpu")
 EPOCHS = 4
@@ -213,17 +213,20 @@ def test_a_finished_model_is_not_trained_again(tmp_path: Path, monkeypatch: pyte
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
 
-# The CPU computes in float32
+# Precision
 
 
-def test_no_bfloat16_and_no_channels_last_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_is_used_where_it_is_asked_for_and_native(monkeypatch: pytest.MonkeyPatch, asked: bool, native: bool) -> None:
+    monkeypatch.setattr("common.training.native_bf16", lambda device: native)
     torch.manual_seed(0)
     model = build_classifier("resnet18", 10, 4, 1, mean=(0.5,) * 3, std=(0.25,) * 3)
-    objective = Objective(model, MEMBERS, Train(bf16=True), CPU)
+    objective = Objective(model, MEMBERS, Train(bf16=asked), CPU)
     images = MEMBERS.pixels(slice(4))
     objective.model.eval()
-    assert torch.equal(objective.forward(images), model(images))
-    assert objective.forward(images).dtype == torch.float32
-    assert all(p.is_contiguous() for p in objective.model.parameters())
-    with autocast(CPU, enabled=True):
-        assert not torch.is_autocast_enabled("cpu")
+    exact, used = model(images), objective.forward(images)
+    assert used.dtype == torch.float32
+    assert torch.equal(used, exact) == (not (asked and native))
+    torch.testing.assert_close(used, exact, atol=0.05, rtol=0.05)
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in objective.model.parameters() if p.ndim == 4)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ DEFENSES = {
     "hamp": Defense(hamp.train, hamp.Options, hamp.build),
     "relaxloss": Defense(relaxloss.train, relaxloss.Options),
     "dpsgd": Defense(dpsgd.train, dpsgd.Options, dpsgd.build),
+    dpsgd.PRIVATE: Defense(
+        partial(dpsgd.train, name=dpsgd.PRIVATE), dpsgd.PrivateOptions, partial(dpsgd.build, name=dpsgd.PRIVATE)
+    ),
     "memguard": Defense(memguard.train, memguard.Options, memguard.build),
 }
 
