@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli import parser
-from common.config import PROTOCOLS, SCENARIOS, load_config
+from common.config import PROTOCOLS, SCENARIOS, load_config, require
 from common.errors import UserError, check_name
 
 # For --help, which imports nothing slow; the registry of defenses is common.defenses.DEFENSES.
@@ -58,6 +58,30 @@ def train_defense(folder: Path, arguments: Sequence[str]) -> None:
     classifier = model.classifier if isinstance(model, PostInference) else model  # which keeps the labels
     members, others = (accuracy(classifier, part, run.device) for part in (split.members, split.non_members))
     print(f"{model_path(run, parsed.defense)}: accuracy {members:.4f} on members, {others:.4f} on non-members")
+
+
+def train_shadows(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/train_shadows.py --defense NAME`"""
+    made = parser(folder, f"Train shadow models of {folder.name} under a defense, for LiRA and RMIA.")
+    made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    made.add_argument("--count", type=int, default=64, help="how many, an even number (default: 64; 16 for a first look)")
+    made.add_argument("--index", type=int, metavar="INT", help="train this one only (0..COUNT-1), as a job of its own")
+    parsed = _parse(made, folder, arguments)
+    require(parsed.count >= 2 and parsed.count % 2 == 0, f"--count must be an even number from 2, not {parsed.count}.")
+    from tqdm import tqdm
+
+    from common.data.partition import load_split
+    from common.defenses import DEFENSES, with_options
+    from common.run import open_run
+    from common.shadows import shadow_run, train_shadow
+
+    check_name("defense", parsed.defense, DEFENSES)
+    run = with_options(open_run(folder, parsed))
+    split = load_split(run)
+    chosen = range(parsed.count) if parsed.index is None else [parsed.index]
+    for index in tqdm(chosen, desc=f"shadow models, {parsed.defense}", unit="model", disable=None):
+        train_shadow(run, split, parsed.defense, index)
+    print(f"{shadow_run(run, 0).models_dir.parent}: {len(chosen)} shadow models under {parsed.defense}")
 
 
 def train_ddpm(folder: Path, arguments: Sequence[str]) -> None:
@@ -124,3 +148,28 @@ def evaluate_mia(folder: Path, arguments: Sequence[str]) -> None:
     print(f"\n{run.dataset}, {run.profile_name}, protocol {parsed.protocol}, seed {run.seed}\n")
     print(markdown(rows))
     print(f"\nText, JSON rows, scores and pictures: {run.results_dir(parsed.protocol)}")
+
+
+def attack_diffence(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/evaluate_MIAs/attack_diffence.py --defense NAME`"""
+    made = parser(folder, f"Attack Diffence itself on {folder.name}: ask about each image M times, without and with stable.")
+    made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    made.add_argument("--scenario", nargs="+", default=["1", "3"], help="1, 2, 3 or average (default: 1 3)")
+    made.add_argument("--m", type=int, default=16, help="questions an image (default: 16)")
+    made.add_argument("--count", type=int, default=200, help="scored images a side, and as many known ones (default: 200)")
+    parsed = _parse(made, folder, arguments)
+    for scenario in parsed.scenario:
+        check_name("scenario", scenario, SCENARIOS)
+    for option in ("m", "count"):
+        require(getattr(parsed, option) > 0, f"--{option} must be at least 1, not {getattr(parsed, option)}.")
+    from common.attack_diffence import attack_diffence as attack
+    from common.attack_diffence import markdown
+    from common.defenses import DEFENSES, with_options
+    from common.run import open_run
+
+    check_name("defense", parsed.defense, DEFENSES)
+    run = with_options(open_run(folder, parsed))
+    row = attack(run, parsed.defense, parsed.scenario, parsed.m, parsed.count)
+    print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, seed {run.seed}: {row['m']} questions an image\n")
+    print(markdown(row))
+    print(f"\nJSON row: {run.results_dir('clean') / f'attack_diffence-{parsed.defense}.json'}")

@@ -3,6 +3,7 @@
 <data set>/data/                                     official files
 <data set>/data/partition/<profile>/                 members, reference, non-members, manifest.json
 <data set>/final-all-models/<profile>/seed0/         <model>/<defense>.pt, .best.pt, .log.csv
+<data set>/final-all-models/<profile>/seed0/<model>/shadows/003/ the same for shadow model 3 of this run
 <data set>/diff_defense/diff_models/<profile>/seed0/ the diffusion model (a diffusers folder) and its log
 <data set>/diff_defense/candidates/<profile>/seed0/  reconstructions, shared by all defenses
 <data set>/evaluate_MIAs/outputs/<profile>/seed0/    logits of a defense on images and reconstructions
@@ -33,6 +34,7 @@ class Run:
     seed: int
     device: torch.device
     overrides: tuple[str, ...] = ()  # of --set
+    shadow: tuple[int, int] | None = None  # of a shadow model: its number and the seed of the run that it shadows
 
     @property
     def dataset(self) -> str:
@@ -47,12 +49,21 @@ class Run:
     def partition_dir(self) -> Path:
         return self.folder / "data" / "partition" / self.profile_name
 
+    @property
+    def target_seed(self) -> int:
+        """The seed that names files and draws candidates: a shadow model has one of its own but shares both."""
+        return self.shadow[1] if self.shadow else self.seed
+
     def _made_by_run(self, *parts: str) -> Path:
-        return self.folder.joinpath(*parts) / self.profile_name / f"seed{self.seed}"
+        return self.folder.joinpath(*parts) / self.profile_name / f"seed{self.target_seed}"
+
+    def _of_model(self, *parts: str) -> Path:
+        folder = self._made_by_run(*parts) / self.config.model.name
+        return folder / "shadows" / f"{self.shadow[0]:03d}" if self.shadow else folder
 
     @property
     def models_dir(self) -> Path:
-        return self._made_by_run("final-all-models") / self.config.model.name
+        return self._of_model("final-all-models")
 
     @property
     def ddpm_dir(self) -> Path:
@@ -64,7 +75,7 @@ class Run:
 
     @property
     def outputs_dir(self) -> Path:
-        return self._made_by_run("evaluate_MIAs", "outputs") / self.config.model.name
+        return self._of_model("evaluate_MIAs", "outputs")
 
     def results_dir(self, protocol: str) -> Path:
         """`results/` for the defaults; what differs from them names a folder below it, so that no run overwrites another."""
@@ -82,9 +93,12 @@ class Run:
 
     def command(self, script: str, *arguments: str) -> str:
         """The command that a message tells the user to run, from the repository's root."""
+        if self.shadow and script == "train_defense.py":
+            script, arguments = "train_shadows.py", (*arguments, f"--index {self.shadow[0]}")
         words = [f"python {self.dataset}/{script}", *arguments, f"--profile {self.profile}"]
         words += [f"--set {override}" for override in self.overrides]
-        return " ".join([*words, f"--seed {self.seed}"] if self.seed and script != "data_partition.py" else words)
+        seeded = self.target_seed and script != "data_partition.py"
+        return " ".join([*words, f"--seed {self.target_seed}"] if seeded else words)
 
 
 def open_run(folder: Path, arguments: argparse.Namespace) -> Run:

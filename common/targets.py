@@ -50,6 +50,7 @@ def settings_of(run: Run, name: str) -> dict[str, Any]:
         "model": config["model"],
         "train": config["train"],
         "options": config["defenses"].get(name, {}),
+        **({"shadow": list(run.shadow)} if run.shadow else {}),
     }
 
 

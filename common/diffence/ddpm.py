@@ -131,7 +131,7 @@ def ddpm_settings(run: Run) -> dict[str, Any]:
     ddpm = {key: value for key, value in config["ddpm"].items() if key != "save_every"}
     return {
         "dataset": run.dataset,
-        "seed": run.seed,
+        "seed": run.target_seed,
         "members": config["data"]["members"],
         "data_seed": config["data"]["seed"],
         **ddpm,
@@ -153,7 +153,7 @@ def load_reconstructor(run: Run) -> DiffusionReconstructor:
     """The run's diffusion model, ready to draw candidates as `config.diffence` says."""
     chosen = run.config.diffence
     unet = load_unet(run).to(run.device)
-    return DiffusionReconstructor(unet, chosen.t, chosen.steps, chosen.forward, run.seed, run.config.ddpm.bf16)
+    return DiffusionReconstructor(unet, chosen.t, chosen.steps, chosen.forward, run.target_seed, run.config.ddpm.bf16)
 
 
 def save_grid(run: Run, split: Split, path: Path, count: int = 8) -> None:
