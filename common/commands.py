@@ -131,8 +131,10 @@ def evaluate_mia(folder: Path, arguments: Sequence[str]) -> None:
     made.add_argument("--n", type=int, help="candidates an image (default: the profile's)")
     made.add_argument("--t", type=int, help="diffusion step T, 1..1000 (default: the profile's)")
     made.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
+    made.add_argument("--shadows", type=int, help="also LiRA and RMIA, with so many shadow models (train_shadows.py)")
     parsed = made.parse_args(arguments)
     parsed.set += [f"diffence.{key}={value}" for key in ("n", "t") if (value := getattr(parsed, key)) is not None]
+    parsed.set += [f"attack.shadows={parsed.shadows}"] if parsed.shadows is not None else []
     load_config(folder, parsed.profile, parsed.set)
     for scenario in parsed.scenario:
         check_name("scenario", scenario, SCENARIOS)
@@ -173,3 +175,30 @@ def attack_diffence(folder: Path, arguments: Sequence[str]) -> None:
     print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, seed {run.seed}: {row['m']} questions an image\n")
     print(markdown(row))
     print(f"\nJSON row: {run.results_dir('clean') / f'attack_diffence-{parsed.defense}.json'}")
+
+
+def label_only(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/evaluate_MIAs/label_only.py --defense NAME`"""
+    made = parser(folder, f"Attack a classifier of {folder.name} by its labels alone: gap, augmentation and boundary attack.")
+    made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    made.add_argument("--count", type=int, default=100, help="scored images a side, and as many known ones (default: 100)")
+    made.add_argument("--steps", type=int, default=20, help="of HopSkipJump: 20 ask for 6,600 labels an image (default: 20)")
+    made.add_argument("--scenario", help="ask through Diffence: 1, 2, 3 or average (default: ask the classifier alone)")
+    made.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
+    parsed = _parse(made, folder, arguments)
+    if parsed.scenario is not None:
+        check_name("scenario", parsed.scenario, SCENARIOS)
+    check_name("protocol", parsed.protocol, PROTOCOLS)
+    for option in ("count", "steps"):
+        require(getattr(parsed, option) > 0, f"--{option} must be at least 1, not {getattr(parsed, option)}.")
+    from common.defenses import DEFENSES, with_options
+    from common.label_only import label_only as attack
+    from common.label_only import markdown, result_path
+    from common.run import open_run
+
+    check_name("defense", parsed.defense, DEFENSES)
+    run = with_options(open_run(folder, parsed))
+    row = attack(run, parsed.defense, parsed.protocol, parsed.count, parsed.steps, parsed.scenario)
+    print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, protocol {parsed.protocol}, seed {run.seed}\n")
+    print(markdown(row))
+    print(f"\nJSON row: {result_path(run, parsed.defense, parsed.protocol, parsed.scenario)}")

@@ -122,6 +122,7 @@ class Diffence:
     grid: int = 20  # scenario 1 searches all intervals between grid + 1 points
     js_bins: int = 100  # histogram bins of the Jensen-Shannon divergence
     batch: int = 256  # images a network call
+    stable: bool = False  # serving: an image's noise comes from a keyed hash of it, so that asking again gives nothing new
 
     def __post_init__(self) -> None:
         for name in ("grid", "js_bins", "batch"):
@@ -143,6 +144,17 @@ class Attack:
     nn_batch_size: int = 64  # of members and of non-members each
     nn_held_out: float = 0.2  # of the known points: chooses the epoch and the threshold in the clean protocol
     fpr: float = 0.001  # TPR is reported at this FPR, TNR at this FNR
+    shadows: int = 0  # shadow models of LiRA and RMIA, an even number; 0 leaves both out
+    mirror: bool = False  # LiRA and RMIA also ask for the mirrored image
+    lira_variance: Literal["auto", "example", "global"] = "auto"  # global below 64 IN and OUT models
+    lira_tail: Literal["one-sided", "reference"] = "one-sided"  # offline: the paper's, or the released code's two-sided one
+    rmia_gamma: float = 2.0
+    rmia_a: float = 0.3  # offline: P_in = a P_out + 1 - a; its authors take .3 for CIFAR-10 and .6 for CIFAR-100
+    per_class: bool = False  # also fit a threshold per class (Song & Mittal): overfits where known points are few
+
+    def __post_init__(self) -> None:
+        even = self.shadows >= 0 and self.shadows % 2 == 0
+        require(even, f"attack.shadows must be an even number, or 0 for none, not {self.shadows}.")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: ROC curves, and histograms of phi before and after Diffence (paper Figures 3 and 4)."""
+"""Pictures: ROC curves, histograms of phi without and with Diffence (paper Figures 3 and 4), utility against privacy."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import matplotlib
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from common.attacks import Scores
+from common.attacks import Outputs, Scores
+from common.calibration import calibration_bins, ece
 from common.files import atomic_write
 from common.metrics import phi
 
@@ -33,9 +34,17 @@ def draw_roc(path: Path, title: str, scores: dict[str, Scores]) -> None:
     _save(figure, path)
 
 
-def draw_phi(path: Path, title: str, released: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Histograms of phi of members and non-members, a panel for each name: logits [n, C] and [m, C] of the two sides."""
-    values = {name: (phi(members), phi(non_members)) for name, (members, non_members) in released.items()}
+def draw_phi(
+    path: Path,
+    title: str,
+    released: dict[str, tuple[np.ndarray, np.ndarray]],
+    labels: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+) -> None:
+    """Histograms of phi of members and non-members, a panel for each name: logits [n, C] and [m, C] of the two sides.
+
+    phi is that of the predicted class, as in the paper's figures, or of the `labels` [n] and [m] where they are given.
+    """
+    values = {name: (phi(members, labels[0]), phi(others, labels[1])) for name, (members, others) in released.items()}
     pooled = np.concatenate([side for pair in values.values() for side in pair])
     low, high = np.quantile(pooled, [0.002, 0.998])
     bins = np.linspace(float(low), float(high), 50)
@@ -49,6 +58,45 @@ def draw_phi(path: Path, title: str, released: dict[str, tuple[np.ndarray, np.nd
     axes[0, 0].set_ylabel("density")
     axes[0, 0].legend()
     figure.suptitle(title)
+    _save(figure, path)
+
+
+def draw_reliability(path: Path, title: str, predictions: dict[str, Outputs]) -> None:
+    """Reliability diagrams (paper Figure 6), a panel for each name: accuracy against confidence in 10 bins, with counts.
+
+    On the diagonal a prediction of confidence p is right with probability p; bars below it are overconfident.
+    """
+    figure, axes = plt.subplots(
+        1, len(predictions), figsize=(4.2 * len(predictions), 4.2), sharey=True, layout="constrained", squeeze=False
+    )
+    for axis, (name, outputs) in zip(axes[0], predictions.items(), strict=True):
+        bins = calibration_bins(outputs.probabilities, outputs.labels)
+        centres = (np.arange(len(bins.counts)) + 0.5) / len(bins.counts)
+        axis.bar(centres, np.nan_to_num(bins.accuracy), width=0.9 / len(centres), alpha=0.6, label="accuracy")
+        axis.plot(bins.confidence, bins.confidence, "o", color="C1", label="confidence")
+        axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+        for centre, count in zip(centres, bins.counts, strict=True):
+            axis.text(centre, 1.02, f"{count}", ha="center", fontsize=7)
+        gap = ece(outputs.probabilities, outputs.labels)
+        axis.set(title=f"{name}\nECE {gap:.3f}", xlabel="confidence", xlim=(0, 1), ylim=(0, 1.08))
+    axes[0, 0].set_ylabel("accuracy (above: predictions in the bin)")
+    axes[0, 0].legend(loc="center left")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def draw_trade_off(
+    path: Path, title: str, points: dict[str, tuple[float, float]], front: set[str], undefended: tuple[float, float]
+) -> None:
+    """Settings by (test accuracy, best attack's AUC), 0..1; those named in `front` are joined by a line."""
+    figure, axis = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
+    for name, (accuracy, leakage) in points.items():
+        axis.scatter(accuracy, leakage, color="C1" if name in front else "C0", zorder=2)
+        axis.annotate(name, (accuracy, leakage), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axis.plot(*zip(*sorted(points[name] for name in front), strict=True), color="C1", label="Pareto front", zorder=1)
+    axis.scatter(*undefended, marker="*", s=180, color="black", label="undefended", zorder=3)
+    axis.set(xlabel="test accuracy", ylabel="best attack AUC (lower = more private)", title=title)
+    axis.legend()
     _save(figure, path)
 
 

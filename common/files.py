@@ -79,6 +79,17 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
+def image_keys(images: torch.Tensor, key: bytes = b"") -> torch.Tensor:
+    """A hash of each of images [n, 3, H, W] in [0, 1], int64 [n] and never negative: equal images have equal keys everywhere.
+
+    Images are rounded to 8 bits first: a change below half a grey level is no new image, and neither is the rounding of
+    another machine. `key`, up to 64 bytes, makes the hash one that nobody can compute, or look for collisions in, without it.
+    """
+    rows = (images * 255).round().to(torch.uint8).flatten(1).cpu().numpy()
+    digests = (hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest() for row in rows)
+    return torch.tensor([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=torch.int64)
+
+
 def differences(made: Any, wanted: Any, key: str = "") -> list[str]:
     """`key: made -> wanted` for every setting in which two nested dicts differ."""
     if isinstance(made, dict) and isinstance(wanted, dict):

@@ -29,6 +29,8 @@ from common.targets import model_path, settings_of
 
 ROOT = Path(__file__).parents[1]
 DATASETS = ("cifar10", "cifar100", "svhn")
+# What is done first where --minutes may not reach the end; defenses of your own come last.
+PRIORITY = tuple(dict.fromkeys(["undefended", "hamp", "relaxloss", "dpsgd", "selena", "advreg", "memguard", *DEFENSES]))
 MISSING, DONE, OTHER = "missing", "done", "made under other settings"
 
 
@@ -44,7 +46,7 @@ class Job:
 
 
 def jobs_of(run: Run, defenses: Sequence[str], scenarios: Sequence[str], protocol: str) -> list[Job]:
-    """The jobs of one data set, each after those it needs."""
+    """The jobs of one data set, each after those it needs; a defense is trained and evaluated before the next in `defenses`."""
     jobs: list[Job] = []
     options = ["--profile", run.profile, *(word for override in run.overrides for word in ("--set", override))]
 
@@ -61,9 +63,10 @@ def jobs_of(run: Run, defenses: Sequence[str], scenarios: Sequence[str], protoco
     ddpm = job("ddpm", "python diff_defense/train_ddpm.py", [partition], lambda: _json_state(diffusion, ddpm_settings(run)))
     drawing = f"python diff_defense/draw_candidates.py --protocol {protocol}"
     candidates = job("candidates", drawing, [ddpm], lambda: _candidates_state(run, protocol))
-    # MemGuard guards the undefended classifier, which is then trained in any case.
     trained: dict[str, str] = {}
-    for name in dict.fromkeys([*(["undefended"] if "memguard" in defenses else []), *defenses]):
+    # MemGuard guards the undefended classifier, which is then trained in any case.
+    brought = {"memguard": ["undefended"]}
+    for name in dict.fromkeys(each for chosen in defenses for each in (*brought.get(chosen, []), chosen)):
         training = f"python train_defense.py --defense {name}"
         parts_of = DEFENSES[name].parts
         parts = [] if parts_of is None else parts_of(run)
@@ -161,7 +164,7 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     """The command line of `all-train-all.sh`; `folder` is the repository's root."""
     made = cli.parser(folder, "Partition, train and evaluate everything, in dependency order.")
     made.add_argument("--datasets", nargs="+", default=list(DATASETS), help=f"default: {' '.join(DATASETS)}; also synthetic")
-    made.add_argument("--defenses", nargs="+", default=list(DEFENSES), help=f"default: {' '.join(DEFENSES)}")
+    made.add_argument("--defenses", nargs="+", default=list(PRIORITY), help=f"in this order (default: {' '.join(PRIORITY)})")
     made.add_argument("--scenario", nargs="+", default=["1", "2", "3"], help="of Diffence (default: 1 2 3)")
     made.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
     made.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many minutes; a rerun continues")

@@ -1,10 +1,12 @@
-"""Every metric of the project, in one place (paper Section IV-A "Evaluation metrics", Eq. 2 and Eq. 6).
+"""Every metric of an attack, in one place (paper Section IV-A "Evaluation metrics", Eq. 2).
 
 Scores follow one convention: a higher score means "more likely a member", and a point is called a member when its score
 is at least the threshold. Rates at a low error rate are counts that some threshold attains, never interpolated.
+Intervals: common/uncertainty.py; ECE and NLL: common/calibration.py.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from math import ceil, floor, isfinite
 from typing import Any
@@ -15,8 +17,8 @@ from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from common.errors import UserError
+from common.uncertainty import Floats, checked_scores, clopper_pearson, delong_interval
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
@@ -26,6 +28,7 @@ class Rate:
 
     TPR at an FPR: `hits` of `positives` members are found while `errors` of `negatives` non-members are accused.
     TNR at an FNR: `hits` of `positives` non-members are cleared while `errors` of `negatives` members are cleared too.
+    The intervals are those of a threshold fixed beforehand; this one was chosen among the same points.
     """
 
     rate: float  # hits / positives, 0..1
@@ -33,6 +36,12 @@ class Rate:
     errors: int
     positives: int
     negatives: int
+    interval: list[float] = field(init=False)  # of the rate: 95% Clopper-Pearson, [low, high]
+    error_interval: list[float] = field(init=False)  # of errors / negatives, likewise
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interval", clopper_pearson(self.hits, self.positives))
+        object.__setattr__(self, "error_interval", clopper_pearson(self.errors, self.negatives))
 
 
 def phi(logits: ArrayLike, label: ArrayLike | None = None) -> Floats:
@@ -74,8 +83,7 @@ def tpr_at_fpr(member: ArrayLike, non_member: ArrayLike, fpr: float = 0.001, str
         raise UserError(f"fpr must lie between 0 and 1, both excluded, not {fpr}.")
     _, hits, errors = _operating_points(member, non_member)
     negatives = int(errors[-1])
-    limit = Fraction(fpr).limit_denominator(10**9) * negatives  # exact: 0.29 * 100 is 28.999.. in floating point
-    allowed = ceil(limit) - 1 if strict else floor(limit)
+    allowed = allowed_errors(fpr, negatives, strict)
     best = int(np.searchsorted(errors, allowed, side="right")) - 1  # hits and errors grow together
     positives = int(hits[-1])
     return Rate(int(hits[best]) / positives, int(hits[best]), int(errors[best]), positives, negatives)
@@ -87,6 +95,25 @@ def tnr_at_fnr(member: ArrayLike, non_member: ArrayLike, fnr: float = 0.001, str
     Scores, range, `strict` and errors as in `tpr_at_fpr`.
     """
     return tpr_at_fpr(-np.asarray(non_member), -np.asarray(member), fnr, strict)
+
+
+def allowed_errors(rate: float, points: int, strict: bool = False) -> int:
+    """The most errors among `points` that keep to an error rate: at most `rate`, or with `strict` below it."""
+    limit = Fraction(rate).limit_denominator(10**9) * points  # exact: 0.29 * 100 is 28.999.. in floating point
+    return ceil(limit) - 1 if strict else floor(limit)
+
+
+def pool_warnings(members: int, non_members: int, fpr: float = 0.001, strict: bool = False) -> list[str]:
+    """A sentence for each error rate that so few scored points cannot show: one at which they allow no error at all.
+
+    `fpr` bounds both error rates, the FPR among the non-members and the FNR among the members.
+    """
+    return [
+        f"{rate} at {100 * fpr:g}% {error}: {points:,} {side} are too few, one error exceeds it; "
+        f"it is measured at 0 errors, where the {error} may be anything up to {100 * clopper_pearson(0, points)[1]:.2f}% (95%)."
+        for rate, error, side, points in (("TPR", "FPR", "non-members", non_members), ("TNR", "FNR", "members", members))
+        if allowed_errors(fpr, points, strict) == 0
+    ]
 
 
 def balanced_accuracy(member: ArrayLike, non_member: ArrayLike, threshold: float) -> float:
@@ -109,23 +136,36 @@ def best_threshold(member: ArrayLike, non_member: ArrayLike) -> tuple[float, flo
     return threshold, balanced_accuracy(member, non_member, threshold)
 
 
-def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> float:
-    """Expected calibration error, 0..1 (paper Eq. 6), over equal bins (a, b] of the largest probability.
+def class_thresholds(
+    member: ArrayLike, non_member: ArrayLike, member_labels: ArrayLike, non_member_labels: ArrayLike
+) -> tuple[float, dict[int, float]]:
+    """The best threshold of all points, and that of each class with points on both sides (Song & Mittal, Section 4.2).
 
-    `probabilities` [n, C] rows that sum to 1, `labels` [n]. Raises UserError for other shapes, for rows that are no
-    distribution (logits, say) and for bins < 1.
+    Scores and labels of members [n] and non-members [m]. Few points a class overfit: with no leakage and 10 + 10 points a
+    class their own accuracy is .616, that of fresh points .500. Raises UserError for labels of another shape.
     """
-    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
-    if p.ndim != 2 or y.shape != p.shape[:1] or p.size == 0:
-        raise UserError(f"ece needs probabilities [n, C] and labels [n] with n >= 1, not {p.shape} and {y.shape}.")
-    if not ((p >= 0).all() and np.allclose(p.sum(axis=1), 1, atol=1e-3)):
-        raise UserError("ece needs rows of probabilities that sum to 1: apply softmax to logits first.")
-    if bins < 1:
-        raise UserError(f"bins must be at least 1, not {bins}.")
-    confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
-    which = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    gaps = np.bincount(which, weights=correct - confidence)  # |B_m| * (acc(B_m) - conf(B_m))
-    return float(np.abs(gaps).sum() / len(y))
+    (members, of_members), (others, of_others) = _labelled(member, non_member, member_labels, non_member_labels)
+    own = {
+        int(label): best_threshold(members[of_members == label], others[of_others == label])[0]
+        for label in np.intersect1d(of_members, of_others)
+    }
+    return best_threshold(members, others)[0], own
+
+
+def class_accuracy(
+    member: ArrayLike,
+    non_member: ArrayLike,
+    member_labels: ArrayLike,
+    non_member_labels: ArrayLike,
+    thresholds: tuple[float, dict[int, float]],
+) -> float:
+    """Attack accuracy (TPR + TNR) / 2, 0..1, at the `thresholds` of class_thresholds: the global one for a class without."""
+    everywhere, own = thresholds
+    found, accused = (
+        (scores >= np.array([own.get(int(label), everywhere) for label in labels])).mean()
+        for scores, labels in _labelled(member, non_member, member_labels, non_member_labels)
+    )
+    return float((found + 1 - accused) / 2)
 
 
 def attack_report(
@@ -135,24 +175,48 @@ def attack_report(
     known_non_member: ArrayLike,
     oracle: bool,
     fpr: float = 0.001,
+    labels: Sequence[ArrayLike] | None = None,
 ) -> dict[str, Any]:
     """All metrics of one attack as plain numbers ready for JSON.
 
     `member` [n] and `non_member` [m] are the scored points, `known_*` the attacker's own. With `oracle` (the released
     protocol) the threshold is the best one of the scored points and rates are strict; without, `known_*` fit it.
-    Keys: auc, accuracy (at `threshold`), accuracy_oracle, threshold (None = +inf, nobody is a member), tpr_at_fpr and
-    tnr_at_fnr (the fields of `Rate`; `fpr` bounds both error rates). Raises UserError for empty or NaN scores.
+    `labels`, the class labels of the four in their order, asks for a threshold per class, fitted on the same points.
+    Keys: auc, auc_interval (95%, [low, high]), accuracy (at `threshold`), accuracy_oracle, accuracy_per_class (with
+    `labels` only), threshold (None = +inf, nobody is a member), tpr_at_fpr and tnr_at_fnr (the fields of `Rate`; `fpr`
+    bounds both error rates). Raises UserError for empty or NaN scores.
     """
     scored = (member, non_member)
-    threshold, _ = best_threshold(*scored) if oracle else best_threshold(known_member, known_non_member)
-    return {
+    fitted_on = scored if oracle else (known_member, known_non_member)
+    threshold, _ = best_threshold(*fitted_on)
+    report = {
         "auc": auc(*scored),
+        "auc_interval": delong_interval(*scored),
         "accuracy": balanced_accuracy(*scored, threshold),
         "accuracy_oracle": best_threshold(*scored)[1],
         "threshold": threshold if isfinite(threshold) else None,
         "tpr_at_fpr": asdict(tpr_at_fpr(*scored, fpr, strict=oracle)),
         "tnr_at_fnr": asdict(tnr_at_fnr(*scored, fpr, strict=oracle)),
     }
+    if labels is not None:
+        member_labels, non_member_labels, *known_labels = labels
+        fitted_labels = (member_labels, non_member_labels) if oracle else known_labels
+        thresholds = class_thresholds(*fitted_on, *fitted_labels)
+        report["accuracy_per_class"] = class_accuracy(*scored, member_labels, non_member_labels, thresholds)
+    return report
+
+
+def _labelled(
+    member: ArrayLike, non_member: ArrayLike, member_labels: ArrayLike, non_member_labels: ArrayLike
+) -> list[tuple[Floats, Ints]]:
+    """Scores and labels of both sides, after checking that every score has a label."""
+    labels = [np.asarray(side) for side in (member_labels, non_member_labels)]
+    sides = list(zip(checked_scores(member, non_member), labels, strict=True))
+    if any(scores.shape != side.shape for scores, side in sides):
+        raise UserError(
+            f"thresholds per class need a label for each score, not labels {labels[0].shape} and {labels[1].shape}."
+        )
+    return sides
 
 
 def _operating_points(member: ArrayLike, non_member: ArrayLike) -> tuple[Floats, Ints, Ints]:
@@ -166,12 +230,5 @@ def _operating_points(member: ArrayLike, non_member: ArrayLike) -> tuple[Floats,
 
 def _pooled(member: ArrayLike, non_member: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
     """Membership and scores of all points, after checking both sides."""
-    sides = {"members": np.asarray(member, np.float64), "non-members": np.asarray(non_member, np.float64)}
-    for name, scores in sides.items():
-        if scores.ndim != 1 or scores.size == 0:
-            raise UserError(f"the scores of the {name} must be a non-empty vector, not of shape {scores.shape}.")
-        bad = int((~np.isfinite(scores)).sum())
-        if bad:
-            raise UserError(f"{bad} of {scores.size} scores of the {name} are NaN or infinite: check the attack.")
-    truth = np.repeat([True, False], [scores.size for scores in sides.values()])
-    return truth, np.concatenate(list(sides.values()))
+    sides = checked_scores(member, non_member)
+    return np.repeat([True, False], [len(side) for side in sides]), np.concatenate(sides)

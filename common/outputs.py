@@ -46,6 +46,7 @@ def _collect_side(run: Run, name: str, protocol: str, classifier: nn.Module, sid
     weights = sha256(model_path(run, name).with_suffix(".best.pt" if protocol == "released" else ".pt"))
     settings: dict[str, Any] = {
         "weights": weights,
+        "options": run.config.defenses.get(name, {}),  # hamp.test_time answers otherwise with the same weights
         "n": run.config.diffence.n,
         "count": count,
         "candidates": candidate_settings(run),

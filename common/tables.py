@@ -6,6 +6,7 @@
 A row is taken only if it was made from a commit: what nobody else can run again is no result.
 """
 
+import json
 import re
 import shutil
 import sys
@@ -18,10 +19,14 @@ import pandas as pd
 from common import cli
 from common.errors import UserError, check_name
 from common.files import atomic_write, read_json
-from common.report import SCENARIO_TITLES, markdown
+from common.report import SCENARIO_TITLES, accuracy_delta, as_markdown, markdown, names
+from common.uncertainty import mean_and_sd
 
 ROOT = Path(__file__).parents[1]
 DATASETS = ("cifar10", "cifar100", "svhn", "synthetic")
+ORDER = ("undefended", "selena", "advreg", "hamp", "relaxloss", "dpsgd", "memguard")  # of the paper's Table III; then others
+
+Rows = list[dict[str, Any]]
 
 
 def collect(dataset: str) -> list[Path]:
@@ -36,7 +41,8 @@ def collect(dataset: str) -> list[Path]:
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target / path.name)
         diffusion = ROOT / dataset / "diff_defense" / "diff_models" / row["profile"] / f"seed{row['seed']}"
-        pictures = [path.with_name(f"{path.stem}_roc.png"), path.with_name(f"{row['defense']}_phi.png")]
+        pictures = [path.with_name(f"{path.stem}_roc.png")]
+        pictures += [path.with_name(f"{row['defense']}_{kind}.png") for kind in ("phi", "reliability")]
         for picture in (*pictures, diffusion / "reconstructions.png"):
             if picture.is_file():
                 shutil.copy(picture, target / picture.name)
@@ -46,25 +52,31 @@ def collect(dataset: str) -> list[Path]:
 
 def setting(row: dict[str, Any]) -> str:
     """The folder of a row under results/<data set>/: profile, protocol, seed and what --set changed."""
-    return "-".join([row["profile"], row["protocol"], f"seed{row['seed']}", *row.get("overrides", [])])
+    return "-".join([row["profile"], row["protocol"], f"seed{row['seed']}", *row["overrides"]])
 
 
-def measured(root: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """The rows under `root`/results by (data set, setting), in the order of the paper's Table III."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def measured(root: Path) -> dict[tuple[str, str], Rows]:
+    """The evaluations under `root`/results by (data set, setting), in the order of the paper's Table III."""
+    found: dict[tuple[str, str], Rows] = {}
     for path in sorted((root / "results").glob("*/*/*.json")):
         row = read_json(path, "git checkout results")
-        found.setdefault((row["dataset"], setting(row)), []).append(row)
+        if "best" in row:  # other experiments' rows, of attacks on Diffence itself say, have none
+            found.setdefault((row["dataset"], setting(row)), []).append(row)
     order = [None, *SCENARIO_TITLES]
-    for rows in found.values():
-        rows.sort(key=lambda row: (row["defense"], order.index(row["diffence"]["scenario"] if row["diffence"] else None)))
-    return found
+
+    def place(row: dict[str, Any]) -> tuple[int, str, int]:
+        defense = row["defense"]
+        rank = ORDER.index(defense) if defense in ORDER else len(ORDER)
+        return rank, defense, order.index(row["diffence"]["scenario"] if row["diffence"] else None)
+
+    return {key: sorted(rows, key=place) for key, rows in found.items()}
 
 
 def text_of(root: Path) -> str:
-    """All tables as Markdown."""
+    """All tables as Markdown: a pair for each setting, the paper's Table III beside ours, and means over seeds."""
     parts = []
-    for (dataset, name), rows in measured(root).items():
+    settings = measured(root)
+    for (dataset, name), rows in settings.items():
         first = rows[0]
         facts = next((row["diffence"] for row in rows if row["diffence"]), None)
         diffence = f"; N = {facts['n']}, T = {facts['t']}" if facts else ""
@@ -74,7 +86,79 @@ def text_of(root: Path) -> str:
             f"{100 * first['accuracy']['members']:.1f}%{diffence}; commit {first['commit']}, torch {first['torch']}, "
             f"{first['device']}.\n\n{markdown(rows)}"
         )
-    return "\n\n".join(parts)
+        if dataset == "cifar10" and first["profile"] == "small" and not first["overrides"]:
+            parts.append(beside_the_paper(rows, paper_table(root)))
+    return "\n\n".join([*parts, *over_seeds([row for rows in settings.values() for row in rows])])
+
+
+def paper_table(root: Path) -> pd.DataFrame:
+    """The paper's Table III: defense, scenario, accuracy_delta (points), auc and accuracy (percent)."""
+    path = root / "results" / "paper_table3.csv"
+    if not path.is_file():
+        raise UserError(f"{path} is missing. Get it back with: git checkout results")
+    return pd.read_csv(path, comment="#")
+
+
+def beside_the_paper(rows: Rows, paper: pd.DataFrame) -> str:
+    """Our rows beside those of `paper_table`; rows that the paper does not have are left out."""
+    published = {(line["defense"], line["scenario"]): line for line in paper.to_dict("records")}
+    lines = []
+    for row in rows:
+        called, change = names(row), accuracy_delta(row, rows)
+        theirs = published.get((called["defense"], called["Diffence"]))
+        if theirs is not None:
+            lines.append(
+                {
+                    **called,
+                    "delta acc": "-" if change is None else f"{change:+.1f}",
+                    "paper: delta acc": f"{theirs['accuracy_delta']:+.1f}",
+                    "best AUC": f"{row['best']['auc']:.3f}",
+                    "paper: best AUC": f"{theirs['auc'] / 100:.3f}",
+                    "best ACC": f"{row['best']['accuracy']:.3f}",
+                    "oracle ACC": f"{row['best']['accuracy_oracle']:.3f}",
+                    "paper: best ACC": f"{theirs['accuracy'] / 100:.3f}",
+                }
+            )
+    caption = (
+        f"The rows above ({setting(rows[0]).replace('-', ', ')}) beside the paper's Table III. Sizes differ, so compare "
+        "directions, not values: the paper's are averages over CIFAR-10, CIFAR-100 and SVHN of a full ResNet18 with 25,000 "
+        "members (SVHN: 5,000), and its accuracies are at oracle thresholds."
+    )
+    return f"{caption}\n\n{as_markdown(pd.DataFrame(lines))}"
+
+
+def over_seeds(rows: Rows) -> list[str]:
+    """Tables of mean ± sample standard deviation of the rows that differ in their seed alone, one for each such setting."""
+    groups: dict[tuple[str, str, str], dict[tuple[str, ...], Rows]] = {}
+    for row in rows:
+        name = ", ".join([row["profile"], row["protocol"], *row["overrides"]])
+        group = groups.setdefault((row["dataset"], name, json.dumps(row["config"], sort_keys=True)), {})
+        group.setdefault(tuple(names(row).values()), []).append(row)
+    parts = []
+    for (dataset, name, _), by_name in groups.items():
+        lines = [
+            {
+                **names(same[0]),
+                "seeds": ", ".join(str(row["seed"]) for row in same),
+                "test acc %": _spread([100 * row["accuracy"]["non_members"] for row in same], 1),
+                "best AUC": _spread([row["best"]["auc"] for row in same], 3),
+                "best ACC": _spread([row["best"]["accuracy"] for row in same], 3),
+                "gap floor": _spread([row["gap_floor"] for row in same], 3),
+                "null AUC": _spread([row["null"]["best"]["auc"] for row in same], 3),
+                "ECE": _spread([row["utility"]["ece"] for row in same], 3),
+            }
+            for same in by_name.values()
+            if len(same) > 1
+        ]
+        if lines:
+            title = f"**{dataset}, {name}, over seeds**: mean ± standard deviation (n - 1) of models from several seeds."
+            parts.append(f"{title}\n\n{as_markdown(pd.DataFrame(lines))}")
+    return parts
+
+
+def _spread(values: list[float], digits: int) -> str:
+    mean, deviation = mean_and_sd(values)
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def cost_of(root: Path) -> str:

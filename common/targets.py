@@ -39,6 +39,10 @@ def options_of(run: Run, name: str, kind: type[Options]) -> Options:
     return read_options(kind, run.config.defenses.get(name, {}), name)
 
 
+# Options that act on answers and not on weights, at their defaults, which stand in every checkpoint: it serves all values.
+ANSWERING: dict[str, dict[str, Any]] = {"hamp": {"test_time": False}, "memguard": {"epsilon": 1.0, "steps": 300}}
+
+
 def settings_of(run: Run, name: str) -> dict[str, Any]:
     """What the weights of a defense depend on: written into its checkpoint, compared before it is used or overwritten."""
     config = run.config.as_dict()
@@ -49,7 +53,7 @@ def settings_of(run: Run, name: str) -> dict[str, Any]:
         "data": {key: config["data"][key] for key in ("members", "reference", "non_members", "seed")},
         "model": config["model"],
         "train": config["train"],
-        "options": config["defenses"].get(name, {}),
+        "options": config["defenses"].get(name, {}) | ANSWERING.get(name, {}),
         **({"shadow": list(run.shadow)} if run.shadow else {}),
     }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -161,6 +162,11 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return Answer(code, shown.out, shown.err)
 
     return run
+
+
+def halves(models: int, points: int, seed: int) -> np.ndarray:
+    """Which of `models` shadow models trains on which of `points` points: bool [models, points], each point in half of them."""
+    return np.random.default_rng(seed).random((models, points)).argsort(axis=0) < models // 2
 
 
 def refusal(answer: Answer) -> str:

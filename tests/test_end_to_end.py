@@ -64,7 +64,7 @@ def evaluated(workspace: Path, trained: Path) -> tuple[Path, Answer]:
 def test_the_files_of_an_evaluation(evaluated: tuple[Path, Answer]) -> None:
     folder, answer = evaluated
     expected = {f"{name}{end}" for name in NAMES.values() for end in ("", ".json", "_roc.png")}
-    assert {path.name for path in folder.iterdir()} == {*expected, "undefended_phi.png", "scores"}
+    assert {path.name for path in folder.iterdir()} == {*expected, "undefended_phi.png", "undefended_reliability.png", "scores"}
     scores = {f"{attack}-based-{name}.npy" for attack in ATTACKS for name in NAMES.values()}
     assert {path.name for path in (folder / "scores").iterdir()} == scores
     assert str(folder) in answer.out
@@ -144,7 +144,7 @@ def test_metrics_follow_from_the_stored_scores(evaluated: tuple[Path, Answer]) -
 
 def test_pictures_can_be_read(evaluated: tuple[Path, Answer], trained: Path) -> None:
     pictures = [*evaluated[0].glob("*.png"), trained / "diff_defense/diff_models/tiny/seed0/reconstructions.png"]
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     for path in pictures:
         image = matplotlib.image.imread(path)
         assert min(image.shape[:2]) > 200, path

@@ -64,7 +64,8 @@ def test_what_is_imported_is_in_the_list() -> None:
     files = [path for folder in ("common", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     outside = set().union(*map(imports, files)) - sys.stdlib_module_names - own
     assert "torch" in outside
-    assert {{"sklearn": "scikit-learn"}.get(name, name) for name in outside - brought_along} <= names
+    renamed = {"sklearn": "scikit-learn", "art": "adversarial-robustness-toolbox"}
+    assert {renamed.get(name, name) for name in outside - brought_along} <= names
     assert {"tabulate", "pytest", "ruff", "mypy"} <= names  # used by name: DataFrame.to_markdown, run_tests.sh
 
 

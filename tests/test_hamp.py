@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from common.calibration import ece
 from common.config import Config, Data, Model, Train
 from common.data.partition import Examples, Split
 from common.defenses import hamp
 from common.errors import UserError
-from common.metrics import ece
 from common.run import Run
 from common.targets import load_target, options_of, settings_of, target_classifier
 from common.training import Objective, fit, predict

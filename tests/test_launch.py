@@ -1,15 +1,18 @@
 """The plan of all-train-all.sh: dependency order, what exists is skipped, a failure stops its dependents and no others."""
 
 import dataclasses
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import run_script, tiny_run
 
 from common.config import Config
 from common.defenses import DEFENSES, with_options
-from common.launch import DONE, MISSING, Job, jobs_of, run_jobs
+from common.files import differences
+from common.launch import DONE, MISSING, PRIORITY, Job, jobs_of, run_jobs
 from common.run import Run
 
 
@@ -31,6 +34,19 @@ def test_memguard_brings_the_training_it_guards(tmp_path: Path) -> None:
     jobs = {job.name: job for job in planned(tmp_path, "memguard")}
     assert "synthetic train undefended" in jobs["synthetic train memguard"].needs
     assert "synthetic evaluate undefended" not in jobs
+
+
+def test_the_order_of_the_defenses_is_the_order_of_the_plan(tmp_path: Path) -> None:
+    """Each is evaluated as soon as it is trained: where time runs out, the rows of the first are there."""
+
+    def steps(*defenses: str) -> list[str]:
+        return [job.name.removeprefix("synthetic ") for job in planned(tmp_path, *defenses)][3:]
+
+    in_order = ["relaxloss", "undefended", "hamp"]
+    assert steps(*in_order) == [f"{what} {name}" for name in in_order for what in ("train", "evaluate")]
+    guarded = ["train undefended", "train memguard", "evaluate memguard"]
+    assert steps("hamp", "memguard") == ["train hamp", "evaluate hamp", *guarded]
+    assert PRIORITY[:4] == ("undefended", "hamp", "relaxloss", "dpsgd") and set(PRIORITY) == set(DEFENSES)
 
 
 def fake(tmp_path: Path, name: str, code: int, *needs: str) -> Job:
@@ -70,6 +86,21 @@ def test_time_runs_out(tmp_path: Path) -> None:
     assert not (tmp_path / "late").exists()
 
 
+def test_time_runs_out_within_a_job(tmp_path: Path) -> None:
+    """It is stopped, nothing starts after it, and the same command does what is left."""
+    jobs = [
+        fake(tmp_path, "first", 0),
+        dataclasses.replace(fake(tmp_path, "long", 0), command=("python", "-c", "import time; time.sleep(600)")),
+        fake(tmp_path, "late", 0),
+    ]
+    started = time.monotonic()
+    assert not run_jobs(jobs, 0.05)
+    assert time.monotonic() - started < 60
+    assert (tmp_path / "first").exists() and not (tmp_path / "late").exists()
+    assert run_jobs([jobs[0], fake(tmp_path, "long", 0), jobs[2]], float("inf"))
+    assert (tmp_path / "long").exists() and (tmp_path / "late").exists()
+
+
 def test_the_script(workspace: Path, tiny: Path) -> None:
     options = ["--datasets", "synthetic", "--profile", tiny, "--device", "cpu", "--dry-run"]
     shown = run_script(workspace, "all-train-all.sh", *options, "--defenses", "undefended", "hamp")
@@ -77,3 +108,34 @@ def test_the_script(workspace: Path, tiny: Path) -> None:
     assert "train_defense.py --defense hamp" in shown.out and MISSING in shown.out
     wrong = run_script(workspace, "all-train-all.sh", *options, "--defenses", "hmap")
     assert wrong.code == 2 and "Did you mean 'hamp'" in wrong.err
+
+
+def test_as_far_as_the_minutes_reach(trained: Path, tiny: Path, tmp_path: Path) -> None:
+    """`--profile gpu --minutes 25`, proven where there is no GPU: stopped in time, then continued, in order of importance."""
+    tree = Path(shutil.copytree(trained.parent, tmp_path / "tree", ignore=shutil.ignore_patterns("candidates", "results")))
+    options = ["--datasets", "synthetic", "--defenses", "undefended", "hamp", "--profile", tiny, "--device", "cpu"]
+    stopped = run_script(tree, "all-train-all.sh", *options, "--scenario", "3", "--minutes", "0.02")
+    assert stopped.code == 1 and "out of time" in stopped.out, stopped
+    results = tree / "synthetic/evaluate_MIAs/results/tiny"
+    assert not (results / "hamp.json").exists()
+    finished = run_script(tree, "all-train-all.sh", *options, "--scenario", "3")
+    assert finished.code == 0, finished
+    written = sorted(results.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert [path.stem for path in written] == [
+        "undefended",
+        "undefended_w_Diffence_scenario3",
+        "hamp",
+        "hamp_w_Diffence_scenario3",
+    ]
+
+
+def test_the_gpu_profile_is_the_paper_s_but_for_what_time_forbids(workspace: Path) -> None:
+    made, paper = (with_options(tiny_run(workspace / "cifar10", Path(name))) for name in ("gpu", "paper"))
+    changed = {line.split(":")[0] for line in differences(paper.config.as_dict(), made.config.as_dict())}
+    assert {key.split(".")[0] for key in changed} == {"train", "ddpm", "defenses"}
+    assert {key for key in changed if not key.startswith("ddpm.")} == {
+        "train.best_on_test",
+        "defenses.selena.k",
+        "defenses.selena.l",
+        "defenses.advreg.attack_batches",
+    }

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from common.config import Config, Data, Model, Train
 from common.data.partition import PROTOCOLS, Examples, Split, pools
 from common.defenses import memguard, undefended
-from common.defenses.memguard import Guard, GuardTraining, MemGuard, Options, find_noise, image_keys
+from common.defenses.memguard import Guard, GuardTraining, MemGuard, Options, find_noise
 from common.errors import UserError
+from common.files import image_keys
 from common.run import Run
 from common.targets import load_target, options_of
 from common.training import predict

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.stats import mannwhitneyu
 from common import metrics
 from common.errors import UserError
 from common.metrics import Floats, Rate
+from common.uncertainty import delong_interval
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -181,50 +183,6 @@ def test_oracle_threshold_is_optimistic_by_one_point() -> None:
     assert np.mean(draws) == pytest.approx(0.510, abs=0.001)
 
 
-# calibration
-
-
-def with_confidence(confidence: Floats, classes: int = 4) -> Floats:
-    """Rows of probabilities whose largest, of class 0, is `confidence`."""
-    others = np.repeat((1 - confidence)[:, None] / (classes - 1), classes - 1, axis=1)
-    return np.concatenate([confidence[:, None], others], axis=1)
-
-
-def test_ece_of_certainty() -> None:
-    assert metrics.ece(with_confidence(np.ones(10)), [0] * 8 + [1] * 2) == pytest.approx(0.2)
-
-
-def test_ece_of_perfect_calibration() -> None:
-    assert metrics.ece(with_confidence(np.full(4, 0.75)), [0, 0, 0, 1]) == pytest.approx(0, abs=1e-15)
-    confidence = rng().uniform(0.3, 1, 200_000)
-    right = rng(1).uniform(size=200_000) < confidence
-    assert metrics.ece(with_confidence(confidence), np.where(right, 0, 1)) < 0.006
-
-
-def test_ece_bins_are_open_below_and_closed_above() -> None:
-    """.5 (wrong) lies in (0, .5] and .8 (right) in (.5, 1]: (.5 + .2) / 2. In one bin they would give .15."""
-    p = with_confidence(np.array([0.5, 0.8]))
-    assert metrics.ece(p, [1, 0], bins=2) == pytest.approx(0.35)
-    assert metrics.ece(p, [1, 0], bins=1) == pytest.approx(0.15)
-
-
-@pytest.mark.parametrize(
-    ("p", "labels", "bins"),
-    [
-        ([[2.0, 1.0]], [0], 10),
-        ([[1.5, -0.5]], [0], 10),
-        ([[np.nan, 1.0]], [0], 10),
-        ([[0.5, 0.5]], [0, 1], 10),
-        ([0.5, 0.5], [0, 1], 10),
-        (np.empty((0, 3)), [], 10),
-        ([[0.5, 0.5]], [0], 0),
-    ],
-)
-def test_ece_refuses(p: list, labels: list, bins: int) -> None:
-    with pytest.raises(UserError):
-        metrics.ece(p, labels, bins)
-
-
 # the report
 
 
@@ -234,6 +192,8 @@ def test_report_fits_the_threshold_on_known_points() -> None:
     assert report["accuracy"] == 0.75
     assert report["accuracy_oracle"] == 0.875
     assert report["auc"] == 15.5 / 16
+    assert report["auc_interval"] == delong_interval([3, 4, 5, 6], [0, 1, 2, 3])
+    assert "accuracy_per_class" not in report
 
 
 def test_report_of_the_released_protocol() -> None:
@@ -245,8 +205,8 @@ def test_report_of_the_released_protocol() -> None:
 def test_report_rates_are_strict_with_an_oracle_only() -> None:
     assert metrics.attack_report(*EXAMPLE, [1], [0], oracle=True)["tpr_at_fpr"]["rate"] == 0.25
     clean = metrics.attack_report(*EXAMPLE, [1], [0], oracle=False)
-    assert clean["tpr_at_fpr"] == {"rate": 1.0, "hits": 4, "errors": 1, "positives": 4, "negatives": 1000}
-    assert clean["tnr_at_fnr"] == {"rate": 0.999, "hits": 999, "errors": 0, "positives": 1000, "negatives": 4}
+    assert clean["tpr_at_fpr"] == asdict(Rate(1.0, 4, 1, 4, 1000))
+    assert clean["tnr_at_fnr"] == asdict(Rate(0.999, 999, 0, 1000, 4))
     assert metrics.attack_report(*EXAMPLE, [1], [0], oracle=False, fpr=0.0005)["tpr_at_fpr"]["rate"] == 0.25
 
 

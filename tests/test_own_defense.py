@@ -1,4 +1,4 @@
-"""The example of CONTRIBUTING.md, a defense of one's own in under 40 lines, trains through the ordinary path."""
+"""README's example of a defense of one's own: file, dict line and config section, in under 40 lines, make a defense."""
 
 import importlib.util
 import math
@@ -8,28 +8,42 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
+from omegaconf import OmegaConf
 
-from common.config import Config, Data, Model, Train
+from common.config import Config, Data, Model, Train, load_config
 from common.data.partition import Examples, Split
 from common.defenses import DEFENSES, Defense, with_options
 from common.errors import UserError
+from common.grid import runs_of
 from common.run import Run
 from common.targets import load_target, model_path, target_classifier
 
 
+def shown(pattern: str) -> str:
+    """The one code block of README whose text matches `pattern` from its start."""
+    blocks = re.findall(r"^```\w+\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    found = [block for block in blocks if re.match(pattern, block)]
+    assert len(found) == 1, pattern
+    return found[0]
+
+
 def test_the_example_is_a_defense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
-    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert found is not None and len(found.group(1).splitlines()) < 40
+    file, line, section = (shown(start) for start in ('"""Label smoothing', r' +"smoothing": ', "defenses: {smoothing"))
+    assert len((file + line + section).splitlines()) < 40
     path = tmp_path / "smoothing.py"
-    path.write_text(found.group(1))
+    path.write_text(file)
     spec = importlib.util.spec_from_file_location("smoothing", path)
     assert spec is not None and spec.loader is not None
     smoothing = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "smoothing", smoothing)
     spec.loader.exec_module(smoothing)
-    monkeypatch.setitem(DEFENSES, "smoothing", Defense(smoothing.train, smoothing.Options))
+    for name, made in eval(f"{{{line}}}", {"Defense": Defense, "smoothing": smoothing}).items():
+        monkeypatch.setitem(DEFENSES, name, made)
 
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(section)
+    assert load_config(tmp_path, str(profile)).defenses == {"smoothing": {"amount": 0.2}}
     config = Config(
         data=Data(members=40, reference=10, non_members=40, fit=5, known=5, scored=10),
         model=Model(width=4, depth=1),
@@ -44,5 +58,9 @@ def test_the_example_is_a_defense(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     losses = torch.load(model_path(run, "smoothing"), weights_only=True)["history"]
     assert losses[0]["loss"] >= math.log(10) - 1e-6  # against uniform targets no prediction does better: the option arrived
 
+    OmegaConf.save({"model": {"width": 4, "depth": 1}}, profile)
+    mine = Run(tmp_path / "synthetic", str(profile), load_config(tmp_path, str(profile)), 0, torch.device("cpu"))
+    amounts = [one.config.defenses["smoothing"]["amount"] for one in runs_of(mine, "smoothing", {"amount": ["0.1", "0.2"]})]
+    assert amounts == [0.1, 0.2]
     with pytest.raises(UserError, match="amount"):
         with_options(Run(tmp_path / "synthetic", "small", Config(defenses={"smoothing": {"amont": 1}}), 0, torch.device("cpu")))

@@ -20,7 +20,8 @@ def threshold_attack(score: MetricAttack) -> Attack:
     """The attack that scores every point with `score`; options and seed have no effect on it."""
 
     def attack(known: Known, members: Outputs, non_members: Outputs, options: NNOptions, seed: int) -> Scores:
-        return Scores(score(members), score(non_members), score(known.members), score(known.non_members))
+        sides = (members, non_members, known.members, known.non_members)
+        return Scores(*map(score, sides), labels=[side.labels for side in sides])
 
     return attack
 

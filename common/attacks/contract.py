@@ -3,7 +3,8 @@
 An attack reads the released outputs of labelled images, after every defense, and nothing of the model's inside.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import softmax
@@ -74,10 +75,12 @@ class Scores:
     """One score a point, higher = more likely a member.
 
     `members` [n] and `non_members` [m] are the points whose membership is guessed. `known_members` and
-    `known_non_members` are the attacker's points on which it may fit a threshold.
+    `known_non_members` are the attacker's points on which it may fit a threshold. `labels` are the true classes of the
+    four, in their order: where they are given, thresholds can be fitted per class.
     """
 
     members: Floats
     non_members: Floats
     known_members: Floats
     known_non_members: Floats
+    labels: Sequence[Ints] | None = field(default=None, kw_only=True)

@@ -87,7 +87,7 @@ def nn_attack(known: Known, members: Outputs, non_members: Outputs, options: NNO
         fitted_on = known
     net = train_attack_net(train, judge, options, generator)
     sides = (members, non_members, fitted_on.members, fitted_on.non_members)
-    return Scores(*(predict(net, features_of(side, options.device)) for side in sides))
+    return Scores(*(predict(net, features_of(side, options.device)) for side in sides), labels=[side.labels for side in sides])
 
 
 def split_known(known: Known, held_out: float, generator: torch.Generator) -> tuple[Known, Known]:

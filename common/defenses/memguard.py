@@ -12,7 +12,6 @@ Behind Diffence, pass the selected logits to `MemGuard.release`.
 """
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from common.config import Data, Train, require
 from common.data import DATASETS
 from common.data.partition import PROTOCOLS, Examples, Split, pools
-from common.files import derive_seed
+from common.files import derive_seed, image_keys
 from common.run import Run
 from common.targets import PostInference, load_target, model_path, options_of, settings_of, target_classifier
 from common.training import Objective, Stateful, fit, predict
@@ -79,7 +78,7 @@ class MemGuard(PostInference):
         return self.release(self.classifier(images).float(), image_keys(images))
 
     def release(self, logits: Tensor, keys: Tensor) -> Tensor:
-        """Both phases on logits [n, C]; the same `keys` int64 [n] (see `image_keys`) get the same draw of phase II.
+        """Both phases on logits [n, C]; the same `keys` int64 [n] (`common.files.image_keys`) get the same draw of phase II.
 
         Returns finite log-probabilities [n, C] of the logits' type and with their labels (argmax).
         """
@@ -147,13 +146,6 @@ def _descend(guard: nn.Module, logits: Tensor, side: Tensor, weight: float, step
         move = STEP * F.normalize(gradient, dim=1, eps=1e-100)
         reached[rows] = z - move * (~found)[:, None]
     return reached, success
-
-
-def image_keys(images: Tensor) -> Tensor:
-    """A hash int64 [n] of the bytes of images [n, 3, H, W] in [0, 1]: the same image is the same query on any machine."""
-    rows = (images * 255).round().to(torch.uint8).flatten(1).cpu().numpy()
-    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
-    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
 class GuardTraining(Objective):

@@ -2,7 +2,7 @@
 model alone. They lie in shards of 100 images, as float16, so that a killed run continues at the shard where it was.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from common.run import Run
 
 SHARD = 100
 SIDES = ("members", "non_members")
+MIRRORED = 1 << 40  # added to the query of a mirrored image: noise of its own, as for any other image
 
 
 def candidate_settings(run: Run) -> dict[str, Any]:
@@ -31,27 +32,27 @@ def candidate_settings(run: Run) -> dict[str, Any]:
     return {**settings, "weights": sha256(weights), "ddpm": ddpm_settings(run)}
 
 
-def query_ids(side: str, places: range) -> torch.Tensor:
+def query_ids(side: str, places: Iterable[int], mirrored: bool = False) -> torch.Tensor:
     """The query that names the noise of an image in an evaluation: even for members, odd for non-members. int64 [n]."""
-    return torch.tensor(places, dtype=torch.int64) * len(SIDES) + SIDES.index(side)
+    return torch.tensor(list(places), dtype=torch.int64) * len(SIDES) + SIDES.index(side) + MIRRORED * mirrored
 
 
-def missing_shards(run: Run, protocol: str) -> list[tuple[str, int]]:
+def missing_shards(run: Run, protocol: str, mirrored: bool = False) -> list[tuple[str, int]]:
     """(side, first image) of every shard that an evaluation under `protocol` still needs."""
     count = len(pools(run.config.data, protocol).used)
     starts = [(side, start) for side in SIDES for start in range(0, count, SHARD)]
-    return [place for place in starts if not _complete(run, *place)]
+    return [place for place in starts if not _complete(run, *place, mirrored)]
 
 
-def draw_all(run: Run, split: Split, protocol: str) -> None:
-    """Draw what an evaluation under `protocol` still needs, with a progress bar."""
+def draw_all(run: Run, split: Split, protocol: str, mirrored: bool = False) -> None:
+    """Draw what an evaluation under `protocol` still needs, with a progress bar; `mirrored`: of the mirrored images."""
     folder, settings = candidates_dir(run), candidate_settings(run)
     if (folder / "settings.json").is_file():
         made = read_json(folder / "settings.json", f"rm -r {folder}")
         if made != settings:
             load_unet(run)  # where the fault is the diffusion model's, say that; the candidates may be good
         refuse_other_config(folder, made, settings, "delete it and run this again.")
-    missing = missing_shards(run, protocol)
+    missing = missing_shards(run, protocol, mirrored)
     if not missing:
         return
     examples = {"members": split.members, "non_members": split.non_members}
@@ -59,8 +60,8 @@ def draw_all(run: Run, split: Split, protocol: str) -> None:
     write_json(folder / "settings.json", settings)
     with tqdm(total=len(missing) * SHARD, desc="candidates", unit="image", smoothing=0.05, disable=None) as progress:
         for side, start in missing:
-            drawn = _draw(run, reconstruct, examples[side], side, _places(run, side, start))
-            atomic_write(_shard(run, side, start), lambda file, drawn=drawn: np.save(file, drawn))  # type: ignore[misc]
+            drawn = _draw(run, reconstruct, examples[side], side, _places(run, side, start), mirrored)
+            atomic_write(_shard(run, side, start, mirrored), lambda file, drawn=drawn: np.save(file, drawn))  # type: ignore[misc]
             progress.update(SHARD)
 
 
@@ -71,10 +72,34 @@ def shards(run: Run, side: str, count: int) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(np.array(stored[: count - start, : run.config.diffence.n])).float()
 
 
-def _draw(run: Run, reconstruct: DiffusionReconstructor, examples: Examples, side: str, places: range) -> np.ndarray:
+class StoredCandidates:
+    """A `Reconstructor` that looks up what `draw_all` has drawn: a `ProtectedClassifier` then costs classifier passes only."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.opened: dict[Path, np.ndarray] = {}
+
+    def __call__(self, images: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Candidates float32 of queries that `query_ids` made; the images themselves are not looked at."""
+        found = [self._one(query, number) for query, number in zip(queries.tolist(), numbers.tolist(), strict=True)]
+        return torch.from_numpy(np.stack(found)).float().to(images.device)
+
+    def _one(self, query: int, number: int) -> np.ndarray:
+        place, side = divmod(query % MIRRORED, len(SIDES))
+        path = _shard(self.run, SIDES[side], place - place % SHARD, query >= MIRRORED)
+        if path not in self.opened:
+            self.opened[path] = np.load(path, mmap_mode="r")
+        return self.opened[path][place % SHARD, number]
+
+
+def _draw(
+    run: Run, reconstruct: DiffusionReconstructor, examples: Examples, side: str, places: range, mirrored: bool
+) -> np.ndarray:
     images = examples.pixels(slice(places.start, places.stop)).to(run.device)
+    images = images.flip(-1) if mirrored else images
     chosen = run.config.diffence
-    return draw_candidates(reconstruct, images, query_ids(side, places), chosen.n, chosen.batch).half().cpu().numpy()
+    queries = query_ids(side, places, mirrored)
+    return draw_candidates(reconstruct, images, queries, chosen.n, chosen.batch).half().cpu().numpy()
 
 
 def candidates_dir(run: Run) -> Path:
@@ -83,8 +108,8 @@ def candidates_dir(run: Run) -> Path:
     return run.candidates_dir / f"t{chosen.t}-steps{chosen.steps}-{chosen.forward}"
 
 
-def _shard(run: Run, side: str, start: int) -> Path:
-    return candidates_dir(run) / f"{side}_{start:06d}.npy"
+def _shard(run: Run, side: str, start: int, mirrored: bool = False) -> Path:
+    return candidates_dir(run) / f"{side}{'_mirrored' if mirrored else ''}_{start:06d}.npy"
 
 
 def _places(run: Run, side: str, start: int) -> range:
@@ -92,10 +117,10 @@ def _places(run: Run, side: str, start: int) -> range:
     return range(start, min(start + SHARD, getattr(run.config.data, side)))
 
 
-def _complete(run: Run, side: str, start: int) -> bool:
+def _complete(run: Run, side: str, start: int, mirrored: bool) -> bool:
     """Whether a shard holds N candidates of each of its images; False where it is missing or torn."""
     try:
-        images, candidates = np.load(_shard(run, side, start), mmap_mode="r").shape[:2]
+        images, candidates = np.load(_shard(run, side, start, mirrored), mmap_mode="r").shape[:2]
     except (OSError, ValueError, EOFError):
         return False
     return images >= len(_places(run, side, start)) and candidates >= run.config.diffence.n

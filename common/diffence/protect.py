@@ -4,9 +4,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.diffence.ddpm import load_reconstructor
 from common.diffence.reconstruct import Reconstructor, draw_candidates
 from common.diffence.select import Selector
 from common.errors import UserError
+from common.files import derive_seed, image_keys
+from common.run import Run
 
 
 class ProtectedClassifier(nn.Module):
@@ -15,6 +18,11 @@ class ProtectedClassifier(nn.Module):
     Any batch size from 1, no labels needed, CPU or GPU. `n` candidates at most are drawn for an image, lazily: `draws`
     at a time, and only until one qualifies (the same one that drawing all N would release). Each image served is a new
     query with new noise, unless the caller names its queries.
+
+    With a `key` (1 to 64 bytes; the config's `diffence.stable`) the noise comes from a keyed hash of the image instead: an
+    image has one answer, up to rounding, in any batch, however often it is asked, and after a restart. The law of that
+    answer is the same as without. Images are compared at 8 bits a channel: jitter below half a grey level meets the same
+    noise, one grey level in one pixel fresh noise. A service keeps its key secret: with it, noise is known beforehand.
     """
 
     def __init__(
@@ -25,14 +33,17 @@ class ProtectedClassifier(nn.Module):
         n: int = 30,
         draws: int = 1,
         batch: int = 256,
+        key: bytes | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("n", n), ("draws", draws), ("batch", batch)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}.")
+        if key is not None and not 1 <= len(key) <= 64:
+            raise UserError(f"the key of a stable ProtectedClassifier must have 1 to 64 bytes, not {len(key)}.")
         self.classifier, self.reconstruct, self.selector = classifier, reconstruct, selector
-        self.n, self.draws, self.batch = n, draws, batch
-        self.served = 0  # queries answered so far: names the next one
+        self.n, self.draws, self.batch, self.key = n, draws, batch, key
+        self.served = 0  # queries answered without a key so far: names the next one
         self.drawn = 0  # candidates drawn so far
         self.eval()
 
@@ -44,7 +55,9 @@ class ProtectedClassifier(nn.Module):
     def forward(self, images: torch.Tensor, queries: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [B, C] of the released candidates; `queries` int64 [B] names the noise of each image."""
         check_images(images)
-        if queries is None:
+        if queries is None and self.key is not None:
+            queries = image_keys(images, self.key)
+        elif queries is None:
             queries = torch.arange(self.served, self.served + len(images))
             self.served += len(images)
         elif len(queries) != len(images):
@@ -97,6 +110,17 @@ class ProtectedClassifier(nn.Module):
         if not torch.isfinite(logits).all():
             raise UserError("the classifier returned NaN or infinite logits: check its weights and the images.")
         return logits
+
+
+def load_protected(run: Run, classifier: nn.Module, selector: Selector, draws: int = 1) -> ProtectedClassifier:
+    """The run's diffusion model before `classifier`, as `config.diffence` says.
+
+    With `diffence.stable` the key comes from the run's seed, so that experiments can be repeated; everybody can compute
+    it, so a service passes random bytes of its own to ProtectedClassifier.
+    """
+    chosen = run.config.diffence
+    key = derive_seed("stable", run.seed).to_bytes(8, "little") if chosen.stable else None
+    return ProtectedClassifier(classifier, load_reconstructor(run), selector, chosen.n, draws, chosen.batch, key)
 
 
 def check_images(images: torch.Tensor) -> None:

@@ -1,0 +1,227 @@
+"""`python -m common.audit`: planted signals come out as closed forms say, and the page is safe."""
+
+import base64
+import json
+import math
+import time
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from scipy.stats import norm
+
+from common import audit
+from common.attacks import METRIC_ATTACKS, NNOptions, Outputs
+from common.audit_files import Loaded
+from common.errors import UserError
+from tests.conftest import ROOT, Call, refusal, run_script
+
+CLASSES = 5
+
+
+@pytest.fixture(autouse=True)
+def quick_nn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "NNOptions", partial(NNOptions, nn_epochs=2))
+
+
+def logits_of(phi: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Logits whose phi of the label is `phi`: z_y - logsumexp of the others, which are all 0."""
+    logits = np.zeros((*phi.shape, CLASSES))
+    np.put_along_axis(logits, np.broadcast_to(labels, phi.shape)[..., None], phi[..., None] + math.log(CLASSES - 1), -1)
+    return logits
+
+
+def save_planted(folder: Path, shift: float, points: int, shadows: int = 0, seed: int = 0) -> dict[str, Path]:
+    """Members' phi ~ N(shift, 1) and non-members' N(0, 1); the shadow models' likewise, each point IN half of them."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, 2 * points)
+    member = np.arange(2 * points) < points
+    target = logits_of(rng.normal(size=2 * points) + shift * member, labels)
+    files = {name: folder / f"{name}.npz" for name in ("members", "non_members")}
+    np.savez(files["members"], logits=target[:points], labels=labels[:points])
+    np.savez(files["non_members"], logits=target[points:], labels=labels[points:])
+    if shadows:
+        keep = rng.random((shadows, 2 * points)).argsort(axis=0) < shadows // 2
+        files["shadows"] = folder / "shadows.npz"
+        np.savez(files["shadows"], logits=logits_of(rng.normal(size=keep.shape) + shift * keep, labels), keep=keep)
+    return files
+
+
+def run(files: dict[str, Path], out: Path, known_fraction: float = 0.5, seed: int = 0) -> dict[str, Any]:
+    return audit.audit(files, known_fraction, 0.001, seed, out)
+
+
+# what comes out
+
+
+def test_planted_signal_gives_the_closed_form(tmp_path: Path) -> None:
+    row = run(save_planted(tmp_path, 1.0, 8000), tmp_path / "out", known_fraction=0.05)
+    expected = norm.cdf(1 / math.sqrt(2))  # .76025
+    loss = row["attacks"]["loss"]
+    assert loss["auc"] == pytest.approx(expected, abs=0.015)
+    assert loss["auc_interval"][0] < expected < loss["auc_interval"][1]
+    assert loss["tpr_at_fpr"]["rate"] == pytest.approx(norm.sf(norm.isf(0.001) - 1), abs=0.015)  # .0183
+    assert row["gap_floor"] < row["attacks"][row["best"]]["auc"]
+    assert row["warnings"] == []
+    assert f"AUC {row['attacks'][row['best']]['auc']:.3f}" in row["summary"][0]
+
+
+def test_without_leakage_the_intervals_hold_a_half(tmp_path: Path) -> None:
+    row = run(save_planted(tmp_path, 0.0, 1000, shadows=8), tmp_path / "out")
+    for name, attack in row["attacks"].items():
+        low, high = attack["auc_interval"]
+        assert low <= 0.5 <= high, name
+    assert "chance" in row["summary"][1]
+
+
+def test_shadow_models_bring_lira_and_rmia(tmp_path: Path) -> None:
+    row = run(save_planted(tmp_path, 1.0, 1500, shadows=64), tmp_path / "out", known_fraction=0.1)
+    # A median of 32 adds pi / 2 / 32 to the variance of either side of the comparison.
+    expected = norm.cdf(1 / math.sqrt(2 * (1 + math.pi / 64)))
+    assert row["attacks"]["lira-offline"]["auc"] == pytest.approx(expected, abs=0.03)
+    assert row["attacks"]["lira-online"]["auc"] == pytest.approx(expected, abs=0.03)
+    for mode in ("online", "offline"):
+        assert row["attacks"][f"rmia-{mode}"]["auc"] > 0.65
+    assert row["shadows"] == {"models": 64, "online": True}
+
+
+def test_without_in_models_only_offline_attacks_run(tmp_path: Path) -> None:
+    files = save_planted(tmp_path, 1.0, 100, shadows=8)
+    with np.load(files["shadows"]) as made:
+        keep = made["keep"].copy()
+        keep[:, 150:] = False
+        np.savez(files["shadows"], logits=made["logits"], keep=keep)
+    row = run(files, tmp_path / "out")
+    assert {name for name in row["attacks"] if "lira" in name or "rmia" in name} == {"lira-offline", "rmia-offline"}
+    assert any("offline only" in warning for warning in row["warnings"])
+    assert any("too few" in warning for warning in row["warnings"])  # 50 non-members and 0.1% FPR
+
+
+def test_most_exposed_records_are_the_top_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = save_planted(tmp_path, 1.0, 300)
+    monkeypatch.setattr(audit, "ATTACKS", {name: audit.ATTACKS[name] for name in ("correctness", "loss")})
+    row = run(files, tmp_path / "out", seed=3)
+    assert row["best"] == "loss"
+    with np.load(files["members"]) as made:
+        logits, labels = made["logits"], made["labels"]
+    scored = audit.split("members", 300, 0.5, 3).scored
+    own = logits[np.arange(300), labels]
+    exposed = row["most_exposed"]
+    assert [record["position"] for record in exposed] == scored[np.argsort(-own[scored])][:20].tolist()
+    for record in exposed:
+        assert record["label"] == labels[record["position"]]
+        assert record["predicted"] == logits[record["position"]].argmax()
+        assert record["p"] == pytest.approx(softmax(logits[record["position"]])[record["label"]], abs=1e-12)
+    assert exposed[0]["non_members"] <= exposed[-1]["non_members"] <= row["scored"]["non_members"]
+
+
+def test_known_and_scored_points_are_disjoint_and_depend_on_the_seed() -> None:
+    first, second, other = (audit.split(side, 101, 0.3, seed) for side, seed in (("m", 0), ("m", 0), ("m", 1)))
+    assert sorted([*first.known, *first.scored]) == list(range(101))
+    assert len(first.known) == 30
+    assert first.known.tolist() == second.known.tolist() != other.known.tolist()
+
+
+def test_same_seed_same_row_and_json_holds_it_all(tmp_path: Path) -> None:
+    files = save_planted(tmp_path, 0.5, 60, shadows=4)
+    rows = [run(files, tmp_path / name) for name in ("a", "b")]
+    assert json.loads((tmp_path / "a" / "audit.json").read_text()) == json.loads(json.dumps(rows[0])) == rows[0]
+    assert {**rows[0], "time": ""} == {**rows[1], "time": ""}
+
+
+def test_saturated_probabilities_are_warned_of(tmp_path: Path) -> None:
+    files = save_planted(tmp_path, 0.5, 40)
+    labels = np.arange(40) % CLASSES
+    np.savez(files["members"], probabilities=np.eye(CLASSES)[labels], labels=labels)
+    assert any(warning.startswith("40 predictions have p = 1") for warning in run(files, tmp_path / "out")["warnings"])
+
+
+def test_attacks_on_2000_points_and_100_classes_take_less_than_2_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    sides = {
+        side: Loaded(Outputs(rng.normal(size=(4000, 100)), rng.integers(0, 100, 4000)), "logits", 0)
+        for side in ("members", "non_members")
+    }
+    places = {side: audit.split(side, 4000, 0.5, 0) for side in sides}
+    monkeypatch.setattr(audit, "ATTACKS", {name: audit.ATTACKS[name] for name in METRIC_ATTACKS})
+    started = time.process_time()
+    row = audit.measure(audit.attack_all(sides, places, 0), 0.001)
+    assert time.process_time() - started < 2
+    assert set(row["attacks"]) == set(METRIC_ATTACKS)
+
+
+# the page and the command
+
+
+class Page(HTMLParser):
+    """Collects what a test asks of a page; every tag must close in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "style")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_command_writes_a_page_that_needs_no_network_and_escapes_names(tmp_path: Path) -> None:
+    folder = tmp_path / "<script>alert(1)<&"
+    folder.mkdir()
+    files = save_planted(folder, 2.0, 60, shadows=4)
+    options = [part for name, path in files.items() for part in (f"--{name.replace('_', '-')}", path)]
+    answer = run_script(ROOT, "common.audit", *options, "--out", tmp_path / "out", "--seed", 7, options=("-m",))
+    assert answer.code == 0, answer.err
+    row = json.loads((tmp_path / "out" / "audit.json").read_text())
+    for line in [*row["attacks"], *row["summary"], "Warning: TPR at 0.1% FPR"]:
+        assert line in answer.out
+    html = (tmp_path / "out" / "audit.html").read_text()
+    page = Page()
+    page.feed(html)
+    page.close()
+    assert page.open == []
+    assert "script" not in page.tags
+    assert str(files["members"]) in page.text
+    assert all(sentence in page.text for sentence in [*row["summary"], *row["warnings"]])
+    assert "http:" not in html and "https:" not in html and "url(" not in html
+    pictures = [base64.b64decode(link.removeprefix("data:image/png;base64,")) for link in page.links]
+    assert [picture[:4] for picture in pictures] == [b"\x89PNG"] * 2
+    assert pictures[0] == (tmp_path / "out" / "roc.png").read_bytes()
+
+
+def test_a_refusal_is_one_sentence_with_exit_code_2(tmp_path: Path, call: Call) -> None:
+    files = save_planted(tmp_path, 1.0, 30)
+    members, non_members, out = files["members"], files["non_members"], tmp_path / "out"
+    for arguments, words in (
+        ((members, tmp_path / "none.npz"), "no file that exists"),
+        ((members, members), "the same points"),
+        ((members, non_members, "--known-fraction", 1), "between 0 and 1"),
+        ((members, non_members, "--known-fraction", 0.2), "6 known and 24 scored"),
+        ((members, non_members, "--shadows", members), "`keep`"),
+    ):
+        command = ("--members", arguments[0], "--non-members", *arguments[1:], "--out", out)
+        assert words in refusal(call(audit.main, ROOT, *command))
+    assert not out.exists()
+
+
+def test_other_class_counts_are_refused(tmp_path: Path) -> None:
+    files = save_planted(tmp_path, 1.0, 30)
+    np.savez(files["non_members"], logits=np.random.default_rng(0).normal(size=(30, 4)), labels=np.arange(30) % 4)
+    with pytest.raises(UserError, match=r"5 classes and .* 4"):
+        run(files, tmp_path / "out")

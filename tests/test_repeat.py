@@ -1,0 +1,184 @@
+"""Attackers who ask about an image many times, beside closed forms; and the command that measures them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Call, refusal, tiny_run
+from scipy.stats import binom, norm
+
+import common.attack_diffence
+from common.attacks.repeat import Answers, Asked, averaged, features, gap, learned, nearby, once
+from common.commands import attack_diffence
+from common.errors import UserError
+from common.metrics import attack_report, auc
+
+IMAGES = 4000
+SAMPLING = 4 * np.sqrt((2 * IMAGES + 1) / 12) / IMAGES  # of an AUC without leakage; others vary less
+
+
+def answers(phi: np.ndarray) -> Answers:
+    """Answers of two classes whose true label, 0, has the given phi [n, M]."""
+    return Answers(np.stack([phi, np.zeros_like(phi)], axis=2), np.zeros(len(phi), np.int64))
+
+
+def noisy(centres: list[float], between: float, within: float, m: int) -> Asked:
+    """phi of an image ~ N(centre, between^2), of an answer about it N(that, within^2)."""
+    random = np.random.default_rng(0)
+    parts = [random.normal(c, between, (IMAGES, 1)) + random.normal(0, within, (IMAGES, m)) for c in centres * 2]
+    return Asked(*map(answers, parts))
+
+
+def reach(scores: Any) -> float:
+    return auc(scores.members, scores.non_members)
+
+
+# Oracles
+
+
+@pytest.mark.parametrize(("within", "m"), [(2.0, 1), (2.0, 4), (2.0, 16), (0.5, 16)])
+def test_averaging_has_the_auc_of_less_noise(within: float, m: int) -> None:
+    """At phi near -30, log p = phi to 1e-8: means of Gaussians, with AUC Phi(d / sqrt(2 (tau^2 + s^2 / M)))."""
+    asked = noisy([-30, -31], 1.0, within, m)
+    assert reach(averaged(asked)) == pytest.approx(norm.cdf(1 / np.sqrt(2 * (1 + within**2 / m))), abs=SAMPLING)
+    assert reach(once(asked)) == pytest.approx(norm.cdf(1 / np.sqrt(2 * (1 + within**2))), abs=SAMPLING)
+    assert reach(learned(asked, None)) == pytest.approx(reach(averaged(asked)), abs=0.005)
+
+
+def test_the_same_answer_m_times_is_one_answer() -> None:
+    single = noisy([3, 2], 1.0, 1.0, 1)
+    repeated = Asked(*(Answers(part.logits.repeat(16, axis=1), part.labels) for part in vars(single).values()))
+    one, mean = once(single), averaged(repeated)
+    for side, scores in vars(one).items():
+        if side.endswith("members"):
+            np.testing.assert_array_equal(getattr(mean, side), scores)
+    assert reach(learned(repeated, (2.0, 3.0))) == reach(learned(single, (2.0, 3.0)))
+
+
+@pytest.mark.parametrize(("m", "known"), [(1, 0.65), (8, 0.92276)])
+def test_who_knows_the_interval_counts_answers_in_it(m: int, known: float) -> None:
+    """Only whether an answer lies inside differs (.9 and .6 of them): the count is sufficient, and has a known AUC.
+
+    The label is wrong throughout, where log p = -phi of the released label, whose mean is the same on both sides.
+    """
+    random = np.random.default_rng(1)
+    parts = []
+    for chance in (0.9, 0.6, 0.9, 0.6):
+        inside = random.random((IMAGES, m)) < chance
+        outside = random.uniform(1, 2, (IMAGES, m)) * random.choice([-1, 1], (IMAGES, m))
+        parts.append(answers(-20 + np.where(inside, random.uniform(-1, 1, (IMAGES, m)), outside)))
+    asked, counts = Asked(*parts), np.arange(m + 1)
+    p, q = (binom.pmf(counts, m, chance) for chance in (0.9, 0.6))
+    best = float(((counts[:, None] > counts) * np.outer(p, q)).sum() + (p * q).sum() / 2)
+    found = learned(asked, (19.0, 21.0))
+    assert best == pytest.approx(known, abs=1e-5)
+    assert reach(found) == pytest.approx(best, abs=0.01)
+    assert reach(averaged(asked)) == pytest.approx(0.5, abs=SAMPLING)
+    assert reach(learned(asked, (0.0, 1.0))) < best - 0.05  # the spread of phi alone tells less
+    threshold = attack_report(*list(vars(found).values())[:4], oracle=False)["threshold"]
+    assert threshold == pytest.approx(0, abs=1.5)  # log-odds
+
+
+@pytest.mark.parametrize("interval", [None, (1.0, 3.0)])
+def test_null(interval: tuple[float, float] | None) -> None:
+    asked = noisy([2, 2], 1.0, 1.0, 8)
+    for scores in (once(asked), averaged(asked), learned(asked, interval), gap(asked)):
+        assert reach(scores) == pytest.approx(0.5, abs=SAMPLING)
+
+
+def test_features_by_hand() -> None:
+    """Two answers, one right with phi 2 and one wrong, whose released label has phi 4; the interval ends at 2."""
+    made = features(answers(np.array([[2.0, -4.0]])), (0.0, 2.0))
+    log_p = -(np.log1p(np.exp(-2)) + np.log1p(np.exp(4))) / 2
+    np.testing.assert_allclose(made, [[log_p, 3, 1, 0.5, 0.5]])
+    np.testing.assert_allclose(features(answers(np.array([[2.0, -4.0]])), None), made[:, :4])
+
+
+def test_nearby_images_are_one_grey_level_away() -> None:
+    image = np.array([[0, 255, 7]] * 200, dtype=np.uint8)
+    near = nearby(image, 5, seed=3)
+    assert (near.shape, near.dtype) == ((5, 200, 3), np.uint8)
+    assert set(near[..., 0].ravel()) == {0, 1}
+    assert set(near[..., 1].ravel()) == {254, 255}
+    assert set(near[..., 2].ravel()) == {6, 8}
+    assert len(np.unique(near.reshape(5, -1), axis=0)) == 5
+    assert 0.4 < (near[..., 2] == 8).mean() < 0.6
+    np.testing.assert_array_equal(near, nearby(image, 5, seed=3))
+    assert (near != nearby(image, 5, seed=4)).any()
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "sentence"),
+    [
+        (np.zeros((3, 2)), np.zeros(3, int), r"logits \[n, M >= 1, C\]"),
+        (np.zeros((3, 0, 2)), np.zeros(3, int), r"not \(3, 0, 2\)"),
+        (np.zeros((3, 2, 2)), np.zeros(2, int), r"and \(2,\)"),
+        (np.full((1, 2, 2), np.nan), np.zeros(1, int), "NaN"),
+        (np.zeros((1, 2, 2)), np.full(1, 2), r"0\.\.1"),
+    ],
+)
+def test_refuses_answers(logits: np.ndarray, labels: np.ndarray, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Answers(logits, labels)
+
+
+# The command
+
+
+def test_the_command(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed half-way it continues, and ends with the same row; with `stable` asking again gives nothing."""
+    options = ("--profile", tiny, "--device", "cpu", "--defense", "undefended", "--m", 3, "--count", 20)
+    run = tiny_run(copied_drawn, tiny)
+    path = run.results_dir("clean") / "attack_diffence-undefended.json"
+    assert call(attack_diffence, copied_drawn, *options).code == 0
+    whole = json.loads(path.read_text())
+    questions = run.outputs_dir / "undefended-questions"
+    chunks = sorted(questions.rglob("*.npz"))
+    assert len(chunks) == 2 * 2 * 4
+    for chunk in chunks[5:]:
+        chunk.unlink()
+    chunks[4].write_bytes(chunks[4].read_bytes()[:200])  # torn
+    asked, ask = [], common.attack_diffence._ask_chunk
+    monkeypatch.setattr(common.attack_diffence, "_ask_chunk", lambda *given: asked.append(given) or ask(*given))
+    answer = call(attack_diffence, copied_drawn, *options)
+    assert answer.code == 0, answer.err
+    assert len(asked) == 12
+    row = json.loads(path.read_text())
+    for made in (row, whole):
+        made.pop("time")
+        for one in made["runs"]:
+            assert min(one.pop("cpu_s_per_image").values()) > 0
+    assert row == whole
+
+    assert [(one["scenario"], one["stable"]) for one in row["runs"]] == [("1", False), ("1", True), ("3", False), ("3", True)]
+    assert (row["m"], row["scored"], row["known"]) == (
+        3,
+        {"members": 20, "non_members": 20},
+        {"members": 20, "non_members": 20},
+    )
+    for one in row["runs"]:
+        assert (one["interval"] is None) == (one["scenario"] == "3")
+        assert set(one["attacks"]) == {"once", "same, mean", "near, mean", "same, learned", "near, learned"}
+        single, mean = dict(one["attacks"]["once"]), dict(one["attacks"]["same, mean"])
+        draws = single.pop("draws"), mean.pop("draws")
+        assert 1 <= draws[0] <= 4 and draws[1] > 2 * draws[0]
+        single.pop("threshold"), mean.pop("threshold")  # a mean of equal numbers, up to rounding
+        assert (single == mean) == one["stable"]
+    assert answer.out.count("| scenario 1, stable | ") == 5
+    assert f"| without            | gap floor     | {row['reference']['correctness']['auc']:.3f} |" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--m", "0"], "--m must be at least 1, not 0"),
+        (["--count", "0"], "--count must be at least 1, not 0"),
+        (["--scenario", "4"], "unknown scenario '4'"),
+        (["--defense", "undefned"], "Did you mean 'undefended'?"),
+    ],
+)
+def test_refuses_arguments(workspace: Path, call: Call, arguments: list[str], words: str) -> None:
+    answer = call(attack_diffence, workspace / "synthetic", "--defense", "undefended", *arguments)
+    assert words in refusal(answer)

@@ -1,0 +1,227 @@
+"""What predictions are worth (ECE, NLL, reliability, label agreement), and a row's numbers: best, null, warnings."""
+
+import math
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss
+
+from common import calibration, evaluate, figures, measure, metrics
+from common.attacks import ATTACKS, Outputs, Scores
+from common.config import Attack, Config, Data
+from common.data.partition import Pools, pools
+from common.diffence.candidates import SIDES
+from common.errors import UserError
+from common.evaluate import Released
+from common.metrics import Floats
+from common.outputs import Side
+from common.run import Run
+
+CLASSES = 10
+
+
+def predictions(n: int, mean: float, seed: int) -> Outputs:
+    """n predictions whose logit of the true label is N(mean, 1), over zeros."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    logits = np.zeros((n, CLASSES))
+    logits[np.arange(n), labels] = rng.normal(mean, 1, n)
+    return Outputs(logits, labels)
+
+
+# calibration
+
+
+def with_confidence(confidence: Floats, classes: int = 4) -> Floats:
+    """Rows of probabilities whose largest, of class 0, is `confidence`."""
+    others = np.repeat((1 - confidence)[:, None] / (classes - 1), classes - 1, axis=1)
+    return np.concatenate([confidence[:, None], others], axis=1)
+
+
+def test_ece_of_certainty() -> None:
+    assert calibration.ece(with_confidence(np.ones(10)), [0] * 8 + [1] * 2) == pytest.approx(0.2)
+
+
+def test_ece_of_perfect_calibration() -> None:
+    assert calibration.ece(with_confidence(np.full(4, 0.75)), [0, 0, 0, 1]) == pytest.approx(0, abs=1e-15)
+    confidence = np.random.default_rng(0).uniform(0.3, 1, 200_000)
+    right = np.random.default_rng(1).uniform(size=200_000) < confidence
+    assert calibration.ece(with_confidence(confidence), np.where(right, 0, 1)) < 0.006
+
+
+def test_ece_bins_are_open_below_and_closed_above() -> None:
+    """.5 (wrong) lies in (0, .5] and .8 (right) in (.5, 1]: (.5 + .2) / 2. In one bin they would give .15."""
+    p = with_confidence(np.array([0.5, 0.8]))
+    assert calibration.ece(p, [1, 0], bins=2) == pytest.approx(0.35)
+    assert calibration.ece(p, [1, 0], bins=1) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(
+    ("p", "labels", "bins"),
+    [
+        ([[2.0, 1.0]], [0], 10),
+        ([[1.5, -0.5]], [0], 10),
+        ([[np.nan, 1.0]], [0], 10),
+        ([[0.5, 0.5]], [0, 1], 10),
+        ([0.5, 0.5], [0, 1], 10),
+        (np.empty((0, 3)), [], 10),
+        ([[0.5, 0.5]], [0], 0),
+    ],
+)
+def test_ece_refuses(p: list, labels: list, bins: int) -> None:
+    with pytest.raises(UserError):
+        calibration.ece(p, labels, bins)
+
+
+def test_bins_add_up_and_empty_ones_are_not_numbers() -> None:
+    """.95 three times, two of them right, and .62 wrong: bins 10 and 7 of ten."""
+    bins = calibration.calibration_bins(with_confidence(np.array([0.95, 0.95, 0.95, 0.62])), [0, 0, 1, 1])
+    assert bins.counts.tolist() == [0] * 6 + [1] + [0] * 2 + [3]
+    assert bins.accuracy[[6, 9]] == pytest.approx([0, 2 / 3])
+    assert bins.confidence[[6, 9]] == pytest.approx([0.62, 0.95])
+    assert np.isnan(bins.accuracy[:6]).all()
+
+
+def test_nll_of_closed_forms() -> None:
+    """Uniform over 4 classes: log 4. A thousand against 0, wrong: 1000, where log of the probability is infinite."""
+    assert calibration.nll(np.zeros((3, 4)), [0, 1, 2]) == pytest.approx(math.log(4), abs=1e-12)
+    assert calibration.nll([[1000.0, 0.0]], [1]) == pytest.approx(1000)
+    assert calibration.nll([[60.0, 0.0]], [0]) == pytest.approx(math.exp(-60), rel=1e-9)
+
+
+def test_nll_is_scikit_learns() -> None:
+    outputs = predictions(500, 2.0, seed=0)
+    theirs = log_loss(outputs.labels, outputs.probabilities, labels=range(CLASSES))
+    assert calibration.nll(outputs.logits.astype(np.float32), outputs.labels) == pytest.approx(theirs, abs=1e-6)
+
+
+def test_reliability_is_a_picture_with_a_panel_a_name(tmp_path: Path) -> None:
+    outputs = predictions(300, 2.0, seed=1)
+    widths = []
+    for names in (["undefended"], ["undefended", "undefended_w_Diffence"]):
+        figures.draw_reliability(tmp_path / "r.png", "synthetic, undefended", dict.fromkeys(names, outputs))
+        image = matplotlib.image.imread(tmp_path / "r.png")
+        assert image[..., :3].std() > 0.02
+        widths.append(image.shape[1])
+    assert widths[1] == pytest.approx(2 * widths[0], rel=0.01)
+
+
+def test_utility_counts_changed_labels_on_each_side() -> None:
+    originals = {side: np.eye(4)[[0, 1, 2, 3]] for side in SIDES}
+    shown = {
+        "members": Outputs(np.eye(4)[[0, 1, 2, 0]], np.arange(4)),
+        "non_members": Outputs(np.eye(4), np.array([0, 0, 0, 3])),
+    }
+    worth = measure.utility(shown, originals)
+    assert worth["label_agreement"] == {"members": 0.75, "non_members": 1.0}
+    assert worth["accuracy"] == 0.5
+    assert worth["ece"] == pytest.approx(abs(0.5 - math.e / (math.e + 3)))
+    assert worth["nll"] == pytest.approx(math.log(math.e + 3) - 0.5)
+
+
+# a row's numbers
+
+
+def scores_of(members: list[float], non_members: list[float], **more: object) -> Scores:
+    sides = [np.array(side, dtype=float) for side in (members, non_members)]
+    return Scores(*sides, *sides, **more)  # type: ignore[arg-type]
+
+
+def every(scores: Scores, **others: Scores) -> dict[str, Scores]:
+    return dict.fromkeys(ATTACKS, scores) | {name.replace("_", "-"): one for name, one in others.items()}
+
+
+def test_best_is_of_the_papers_five() -> None:
+    weak, strong, half = scores_of([0, 1], [0, 1]), scores_of([2, 3], [0, 1]), scores_of([1, 3], [0, 2])
+    row = measure.measure(every(weak, m_entropy=half, correctness=strong), every(weak), "clean", Attack())
+    assert row["best"] == {"attack": "m-entropy", "auc": 0.75, "accuracy": 0.75, "accuracy_oracle": 0.75}
+    assert row["gap_floor"] == 1.0
+    assert row["null"]["best"]["auc"] == 0.5
+    assert row["null"]["attacks"]["m-entropy"] == {"auc": 0.5, "accuracy": 0.5, "accuracy_oracle": 0.5}
+    assert [sentence[:3] for sentence in row["warnings"]] == ["TPR", "TNR"]
+    assert measure.measure(every(weak), every(weak), "clean", Attack(fpr=0.5))["warnings"] == []
+
+
+def test_thresholds_per_class_are_an_option() -> None:
+    """Class 0 separates at 10 and class 1 at 1: no single threshold does that."""
+    labels = [np.array([0, 1])] * 4
+    scores = every(scores_of([10, 1], [9, 0], labels=labels))
+    plain, asked = (measure.measure(scores, scores, "clean", Attack(per_class=on))["best"] for on in (False, True))
+    assert "accuracy_per_class" not in plain
+    assert (asked["accuracy"], asked["accuracy_per_class"]) == (0.75, 1.0)
+
+
+def test_every_attack_says_the_labels_of_its_scores() -> None:
+    found = evaluate.attack_all(run_of(), *planted(), "clean")
+    for scores in found.values():
+        assert scores.labels is not None
+        parts = (scores.members, scores.non_members, scores.known_members, scores.known_non_members)
+        assert [len(labels) for labels in scores.labels] == [len(part) for part in parts]
+    assert (found["nn"].labels or [])[2].shape == (8,)  # the held-out fifth of the known points
+
+
+# the null
+
+
+def planted() -> tuple[dict[str, Side], Pools, Released]:
+    """200 a side, of which the members give themselves away entirely."""
+    answers = [predictions(200, mean, seed) for mean, seed in ((30, 0), (-30, 1))]
+    sides = {side: Side(one.logits, np.empty(0), one.labels) for side, one in zip(SIDES, answers, strict=True)}
+    return sides, pools(run_of().config.data, "clean"), Released(None, *(one.logits for one in answers))
+
+
+def run_of(seed: int = 0) -> Run:
+    data = Data(members=200, non_members=200, fit=20, known=40, scored=140)
+    return Run(Path("synthetic"), "small", Config(data=data, attack=Attack(nn_epochs=20)), seed, torch.device("cpu"))
+
+
+def test_nothing_is_left_of_a_perfect_attack_under_shuffled_membership(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AUC 1 becomes .5 on average, with the deviation sqrt((2n + 1) / 12) / n of a rank sum: .0346 at n = 140."""
+    monkeypatch.setattr(evaluate, "ATTACKS", {"loss": ATTACKS["loss"]})
+    real = evaluate.attack_all(run_of(), *planted(), "clean")["loss"]
+    assert metrics.auc(real.members, real.non_members) == 1.0
+    null = [evaluate.null_scores(run_of(seed), "undefended", *planted(), "clean")["loss"] for seed in range(100)]
+    aucs = [metrics.auc(one.members, one.non_members) for one in null]
+    assert np.mean(aucs) == pytest.approx(0.5, abs=3 * 0.0346 / 10)
+    assert np.std(aucs) == pytest.approx(0.0346, rel=0.25)
+
+
+def test_the_nn_attack_trains_on_shuffled_membership() -> None:
+    """Its own held-out known points, which true membership would tell apart perfectly, are then no better than chance."""
+    scores = evaluate.null_scores(run_of(), "undefended", *planted(), "clean")["nn"]
+    real = evaluate.attack_all(run_of(), *planted(), "clean")["nn"]
+    assert metrics.auc(real.known_members, real.known_non_members) == 1.0
+    assert metrics.auc(scores.known_members, scores.known_non_members) < 0.95
+    assert abs(metrics.auc(scores.members, scores.non_members) - 0.5) < 5 * 0.0346
+
+
+def test_every_point_plays_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is lost or doubled, the defender's points stay out, and a released known point keeps its role when scored."""
+    monkeypatch.setattr(evaluate, "ATTACKS", {"loss": ATTACKS["loss"]})
+    sides, places, shown = planted()
+    scores = evaluate.null_scores(run_of(), "undefended", sides, places, shown, "clean")["loss"]
+    parts = (scores.members, scores.non_members, scores.known_members, scores.known_non_members)
+    used = slice(20, 200)
+    true = [
+        -Outputs(one, sides[side].labels).loss[used]
+        for side, one in zip(SIDES, (shown.members, shown.non_members), strict=True)
+    ]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.sort(np.concatenate(true)))
+
+    released = pools(run_of().config.data, "released")
+    scores = evaluate.null_scores(run_of(), "undefended", sides, released, shown, "released")["loss"]
+    np.testing.assert_array_equal(scores.members[:40], scores.known_members)
+    np.testing.assert_array_equal(scores.non_members[:40], scores.known_non_members)
+
+
+def test_the_shuffle_is_the_rows_own_and_repeats() -> None:
+    sides, places, shown = planted()
+    first, again, other = (
+        evaluate.null_scores(run_of(), defense, sides, places, shown, "clean")["loss"].members
+        for defense in ("undefended", "undefended", "hamp")
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
