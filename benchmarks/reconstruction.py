@@ -2,9 +2,10 @@
 
 Paired with a plain rendition of the released code in one process, in CPU seconds, with the paper's UNet (35.7 M parameters),
 ResNet18, N = 30 and T = 160, at batch 1 and 10. The rendition: N reconstructions one after the other, each with two network
-calls of which the first (T to T) changes nothing, the classifier with its autograd graph. Cost per call does not depend on the
-weights, so they are random here; how many candidates scenario 3 needs depends on them, so that count is taken from the
-JSON row of an evaluation with trained networks (--row), rounded up, and the lazy path is timed with that many draws.
+calls of which the first (T to T) changes nothing, the classifier with its autograd graph, in float32. Ours is timed in
+float32 and, where the processor computes in it natively, in bfloat16, the setting of paper.yaml (ddpm.bf16). Cost per call
+does not depend on the weights, so they are random here; how many candidates scenario 3 needs depends on them, so that count
+is taken from the JSON row of an evaluation with trained networks (--row), rounded up, and the lazy path is timed with it.
 Also timed: the search of scenario 1's interval. Prints one JSON object, written to --out.
 """
 
@@ -27,6 +28,7 @@ from common.diffence.reconstruct import DiffusionReconstructor, alpha_bars, draw
 from common.diffence.select import FitPoints, Selector, fit_selector
 from common.files import write_json
 from common.models import build_classifier
+from common.run import native_bf16
 
 N, T = 30, 160
 
@@ -53,12 +55,12 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def measure(batch: int, draws: int, repeats: int) -> dict[str, float]:
+def measure(batch: int, bf16: bool, draws: int, repeats: int) -> dict[str, float | str]:
     """CPU seconds of the three paths at one batch size, interleaved, the least of `repeats`, and their ratios."""
     torch.manual_seed(0)
     plain_unet, unet = build_unet(DDPM()).eval(), build_unet(DDPM())
     classifier = build_classifier("resnet18", 10, mean=(0.5,) * 3, std=(0.25,) * 3).eval()
-    reconstruct = DiffusionReconstructor(unet, T)
+    reconstruct = DiffusionReconstructor(unet, T, bf16=bf16)
     images = torch.rand(batch, 3, 32, 32)
     queries = torch.arange(batch)
 
@@ -80,6 +82,7 @@ def measure(batch: int, draws: int, repeats: int) -> dict[str, float]:
     least = {name: min(values) for name, values in times.items()}
     return {
         "batch": batch,
+        "precision": "bfloat16" if bf16 else "float32",
         **{f"{name}_cpu_s": round(value, 2) for name, value in least.items()},
         "released_over_eager": round(least["released"] / least["eager"], 2),
         "released_over_lazy": round(least["released"] / least["lazy"], 2),
@@ -134,7 +137,11 @@ def main() -> None:
             "lazy": mean_draws * per_call["unet_gflop"] + (mean_draws + 1) * per_call["classifier_gflop"],
         },
         "interval_search_cpu_s": round(interval_search_seconds(), 4),
-        "runs": [measure(batch, math.ceil(mean_draws), parsed.repeats) for batch in (1, 10)],
+        "runs": [
+            measure(batch, bf16, math.ceil(mean_draws), parsed.repeats)
+            for bf16 in sorted({False, native_bf16(torch.device("cpu"))})
+            for batch in (1, 10)
+        ],
     }
     print(json.dumps(result, indent=1))
     write_json(parsed.out, result)

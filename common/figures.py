@@ -90,11 +90,12 @@ def draw_trade_off(
 ) -> None:
     """Settings by (test accuracy, best attack's AUC), 0..1; those named in `front` are joined by a line."""
     figure, axis = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
-    for name, (accuracy, leakage) in points.items():
-        axis.scatter(accuracy, leakage, color="C1" if name in front else "C0", zorder=2)
-        axis.annotate(name, (accuracy, leakage), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axis.plot(*zip(*sorted(points[name] for name in front), strict=True), color="C1", label="Pareto front", zorder=1)
-    axis.scatter(*undefended, marker="*", s=180, color="black", label="undefended", zorder=3)
+    for name, point in points.items():
+        axis.scatter(*point, color="C0")
+        axis.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axis.plot(*zip(*sorted(points[name] for name in front), strict=True), "o-", color="C1", label="Pareto front")
+    axis.margins(0.12)
+    axis.scatter(*undefended, marker="*", s=180, color="black", label="undefended")
     axis.set(xlabel="test accuracy", ylabel="best attack AUC (lower = more private)", title=title)
     axis.legend()
     _save(figure, path)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from common import cli
+from common import attack_diffence, cli, label_only
 from common.errors import UserError, check_name
 from common.files import atomic_write, read_json
 from common.report import SCENARIO_TITLES, accuracy_delta, as_markdown, markdown, names
@@ -88,7 +88,24 @@ def text_of(root: Path) -> str:
         )
         if dataset == "cifar10" and first["profile"] == "small" and not first["overrides"]:
             parts.append(beside_the_paper(rows, paper_table(root)))
-    return "\n\n".join([*parts, *over_seeds([row for rows in settings.values() for row in rows])])
+    every = [row for rows in settings.values() for row in rows]
+    return "\n\n".join([*parts, *over_seeds(every), *experiments(root)])
+
+
+def experiments(root: Path) -> list[str]:
+    """The tables of label-only attacks and of attacks on Diffence itself, whose rows have a file name prefix."""
+    parts = []
+    for prefix, title, markdown_of in (
+        ("label_only", "label-only attacks", label_only.markdown),
+        ("attack_diffence", "attacks on Diffence itself", attack_diffence.markdown),
+    ):
+        for path in sorted((root / "results").glob(f"*/*/{prefix}-*.json")):
+            row = read_json(path, "git checkout results")
+            sides = "{members:,} + {non_members:,}".format(**row["scored"])
+            asked = f", M = {row['m']} questions an image" if "m" in row else ""
+            where = f"{row['dataset']}, {setting(row).replace('-', ', ')}, {row['defense']}"
+            parts.append(f"**{title}: {where}**: scored {sides}{asked}; commit {row['commit']}.\n\n{markdown_of(row)}")
+    return parts
 
 
 def paper_table(root: Path) -> pd.DataFrame:
@@ -173,6 +190,7 @@ def cost_of(root: Path) -> str:
         {
             "threads": one["threads"],
             "batch": run["batch"],
+            "precision": run["precision"],
             **{f"{name} (CPU s)": run[f"{name}_cpu_s"] for name in ("released", "eager", "lazy")},
             "released / eager": run["released_over_eager"],
             "released / lazy": run["released_over_lazy"],

@@ -129,7 +129,7 @@ def test_refuses_answers(logits: np.ndarray, labels: np.ndarray, sentence: str) 
 
 def test_the_command(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed half-way it continues, and ends with the same row; with `stable` asking again gives nothing."""
-    options = ("--profile", tiny, "--device", "cpu", "--defense", "undefended", "--m", 3, "--count", 20)
+    options = ("--profile", tiny, "--device", "cpu", "--defense", "undefended", "--m", 2, "--count", 10)
     run = tiny_run(copied_drawn, tiny)
     path = run.results_dir("clean") / "attack_diffence-undefended.json"
     assert call(attack_diffence, copied_drawn, *options).code == 0
@@ -163,7 +163,7 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: py
         assert set(one["attacks"]) == {"once", "same, mean", "near, mean", "same, learned", "near, learned"}
         single, mean = dict(one["attacks"]["once"]), dict(one["attacks"]["same, mean"])
         draws = single.pop("draws"), mean.pop("draws")
-        assert 1 <= draws[0] <= 4 and draws[1] > 2 * draws[0]
+        assert 1 <= draws[0] <= 4 and draws[1] > 1.5 * draws[0]
         single.pop("threshold"), mean.pop("threshold")  # a mean of equal numbers, up to rounding
         assert (single == mean) == one["stable"]
     assert answer.out.count("| scenario 1, stable | ") == 5

@@ -41,7 +41,7 @@ class LabelOnly(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        logits = self.model(images.clamp(0, 1))  # a blend of two images can leave the box by rounding
+        logits = self.model(images)
         if not torch.isfinite(logits).all():
             raise UserError("the classifier returned NaN or infinite logits: check its weights and the images.")
         self.asked += len(images)
