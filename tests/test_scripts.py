@@ -10,10 +10,12 @@ from common.commands import draw_candidates, evaluate_mia, train_ddpm, train_def
 SCRIPTS = (
     "data_partition.py",
     "train_defense.py",
+    "train_shadows.py",
     "diff_defense/train_ddpm.py",
     "diff_defense/draw_candidates.py",
     "evaluate_MIAs/evaluate_mia.py",
     "evaluate_MIAs/attack_diffence.py",
+    "evaluate_MIAs/label_only.py",
 )
 EVALUATE = "synthetic/evaluate_MIAs/evaluate_mia.sh"
 
