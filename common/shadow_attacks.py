@@ -135,6 +135,7 @@ def answers(
     require(weights.is_file(), f"{weights} is missing. Make it with: {remake}")
     settings: dict[str, Any] = {
         "weights": sha256(weights),
+        "options": run.config.defenses.get(defense, {}),
         "asked": [int(asked[0]), int(asked[-1]), len(asked)],
     }
     if selector is not None:
