@@ -29,7 +29,7 @@ from common.files import atomic_write, derive_seed, image_keys, sha256, write_js
 from common.metrics import attack_report
 from common.outputs import collect
 from common.report import SCENARIO_TITLES
-from common.run import Run, environment
+from common.run import Run, provenance
 from common.targets import PostInference, load_target, model_path
 
 PROTOCOL = "clean"
@@ -92,20 +92,11 @@ def attack_diffence(run: Run, name: str, scenarios: list[str], m: int, count: in
                 settings = made_with | {"selector": asdict(selector), "stable": stable}
                 runs.append(_attack(Service(protected, post, run, folder, settings), split, pieces, m, progress.update))
     row = {
-        "dataset": run.dataset,
-        "profile": run.profile_name,
-        "protocol": PROTOCOL,
-        "defense": name,
-        "seed": run.seed,
-        "overrides": list(run.overrides),
-        "model": run.config.model.name,
+        **provenance(run, name, PROTOCOL),
         "m": m,
         **{part: dict.fromkeys(SIDES, len(chosen)) for part, chosen in pieces.items()},
         "reference": {"loss": _report(run, once(unprotected)), "correctness": _report(run, gap(unprotected))},
         "runs": runs,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **environment(run),
-        "config": run.config.as_dict(),
     }
     write_json(run.results_dir(PROTOCOL) / f"attack_diffence-{name}.json", row)
     return row

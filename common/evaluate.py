@@ -4,7 +4,6 @@ The main path of the project, top to bottom: load the partition and the classifi
 candidates, release under each scenario, attack what is released, measure, write (paper Section IV-B, Figures 15 and 16).
 """
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from common.files import derive_seed
 from common.measure import measure, utility
 from common.outputs import Side, collect
 from common.report import result_file, result_name, write_result
-from common.run import Run, environment
+from common.run import Run, provenance
 from common.shadow_attacks import dealt_out, shadow_scores
 from common.targets import PostInference, load_target, training_facts
 
@@ -156,21 +155,12 @@ def describe(run: Run, defense: str, protocol: str, shown: Released, sides: dict
     where = slice(places.scored.start, places.scored.stop)
     outputs = scored_outputs(shown, sides, places)
     return {
-        "dataset": run.dataset,
-        "profile": run.profile_name,
-        "protocol": protocol,
-        "defense": defense,
-        "seed": run.seed,
-        "overrides": list(run.overrides),
-        "model": run.config.model.name,
+        **provenance(run, defense, protocol),
         "accuracy": {side: float((o.logits.argmax(1) == o.labels).mean()) for side, o in outputs.items()},
         "scored": {side: len(o) for side, o in outputs.items()},
         "utility": utility(outputs, {side: sides[side].original[where] for side in SIDES}),
         "training": training_facts(run, defense, protocol),
         "diffence": None if shown.selector is None else diffence_facts(run, shown.selector, sides, outputs, where),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **environment(run),
-        "config": run.config.as_dict(),
     }
 
 

@@ -5,7 +5,6 @@ which a test shows. With --scenario the attacks ask the defended classifier, at 
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -28,7 +27,7 @@ from common.files import atomic_write, derive_seed, refuse_other_config, sha256,
 from common.measure import report_of
 from common.outputs import collect
 from common.report import as_markdown, result_file
-from common.run import Run, environment
+from common.run import Run, provenance
 from common.shadow_attacks import dealt_out
 from common.targets import PostInference, load_target, model_path, training_facts
 
@@ -90,13 +89,7 @@ def describe(
     null = {name: report_of(points, protocol, run.config.attack) for name, points in dealt.items()}
     gap = scores["correctness"]
     return {
-        "dataset": run.dataset,
-        "profile": run.profile_name,
-        "protocol": protocol,
-        "defense": defense,
-        "seed": run.seed,
-        "overrides": list(run.overrides),
-        "model": run.config.model.name,
+        **provenance(run, defense, protocol),
         "accuracy": {"members": float(gap.members.mean()), "non_members": float(gap.non_members.mean())},
         "scored": {"members": len(gap.members), "non_members": len(gap.non_members)},
         "training": training_facts(run, defense, protocol),
@@ -104,9 +97,6 @@ def describe(
         "attacks": attacks,
         "gap_floor": attacks["correctness"]["auc"],
         "null": {"attacks": {name: {key: found[key] for key in NULL_KEYS} for name, found in null.items()}},
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **environment(run),
-        "config": run.config.as_dict(),
     }
 
 

@@ -12,6 +12,7 @@
 
 import argparse
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,22 @@ def environment(run: Run) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "bf16": {"train": run.config.train.bf16 and native, "ddpm": run.config.ddpm.bf16 and native},
+    }
+
+
+def provenance(run: Run, defense: str, protocol: str) -> dict[str, Any]:
+    """What every result row says of how it came about."""
+    return {
+        "dataset": run.dataset,
+        "profile": run.profile_name,
+        "protocol": protocol,
+        "defense": defense,
+        "seed": run.seed,
+        "overrides": list(run.overrides),
+        "model": run.config.model.name,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **environment(run),
+        "config": run.config.as_dict(),
     }
 
 

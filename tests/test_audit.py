@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT, Call, refusal, run_script
 from scipy.special import softmax
 from scipy.stats import norm
 
@@ -18,7 +19,6 @@ from common import audit
 from common.attacks import METRIC_ATTACKS, NNOptions, Outputs
 from common.audit_files import Loaded
 from common.errors import UserError
-from tests.conftest import ROOT, Call, refusal, run_script
 
 CLASSES = 5
 

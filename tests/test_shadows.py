@@ -41,7 +41,7 @@ def test_the_pool_holds_members_then_non_members_then_reference() -> None:
     labels = pool(Split(numbered(0, 10), numbered(100, 20), numbered(200, 4))).labels.tolist()
     assert labels == [*range(10), *range(200, 204), *range(100, 106)]
     assert len(pool(Split(numbered(0, 10), numbered(100, 0), numbered(200, 99)))) == 20
-    with pytest.raises(UserError, match="raise data.reference"):
+    with pytest.raises(UserError, match=r"raise data\.reference"):
         pool(Split(numbered(0, 10), numbered(100, 5), numbered(200, 4)))
 
 

@@ -31,7 +31,8 @@ def rmia(
     """Scores float64 [n], 0..1 in steps of 1/k, higher = more likely a member.
 
     `target_phi` [A, n], `shadow_phi` [M, A, n] and `keep` bool [M, n] as in `lira`; `population_target_phi` [B, k] and
-    `population_shadow_phi` [M, B, k] are the same of k population points z; a point that is its own z counts once too often, by 1/k.
+    `population_shadow_phi` [M, B, k] are the same of k population points z; a point that is its own z gains
+    at most 1 / k from it.
     online: P(x) = (mean over x's IN models + mean over its OUT models) / 2. offline: P(x) = ((1 + a) P_out + 1 - a) / 2
     with P_out the mean over its OUT models and a = `offline_a`; the authors take .3 for CIFAR-10 and .6 for CIFAR-100. In
     both modes P(z) is the offline formula; z is OUT for all models but those that `population_keep` bool [M, k] names.
