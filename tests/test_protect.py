@@ -164,4 +164,4 @@ def test_refuses_nan_logits_of_images_and_of_candidates(brightness: float) -> No
 @pytest.mark.parametrize("name", ["n", "draws", "batch"])
 def test_refuses_settings_below_one(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} must be at least 1, not 0"):
-        ProtectedClassifier(Dark(), halve, Selector("3"), **{name: 0})
+        ProtectedClassifier(Dark(), halve, Selector("3"), **{name: 0})  # type: ignore[arg-type]
