@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from common.config import Config, Data, Model, Train
 from common.data.partition import Examples, Split
-from common.defenses import dpsgd
+from common.defenses import DEFENSES, dpsgd
 from common.defenses.dpsgd import DPSGD, Options
 from common.errors import UserError
 from common.run import Run
@@ -199,6 +199,17 @@ def test_target_epsilon_is_met(tmp_path: Path) -> None:
     assert facts["noise_multiplier"] > 0.3
     with pytest.raises(UserError, match="target_epsilon"):
         private(make_run(tmp_path, target_epsilon=1e-4))
+
+
+def test_the_private_setting_is_a_defense_of_its_own(tmp_path: Path) -> None:
+    """`--defense dpsgd-private` spends at most 8 without an option set, and lies beside the paper's setting."""
+    run = make_run(tmp_path, epochs=2)
+    defense = DEFENSES["dpsgd-private"]
+    defense.train(run, make_split())
+    path = run.models_dir / "dpsgd-private.pt"
+    assert 7.9 < torch.load(path, weights_only=True)["facts"]["epsilon"] <= 8
+    assert not (run.models_dir / "dpsgd.pt").exists()
+    load_target(run, "dpsgd-private", "clean", defense.build(run))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit"])

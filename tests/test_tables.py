@@ -199,6 +199,28 @@ def test_the_order_is_the_papers_and_other_experiments_stay_out(tmp_path: Path) 
     ]
 
 
+def test_label_only_rows_get_a_table_of_their_own(tmp_path: Path) -> None:
+    row = row_of()
+    del row["best"]
+    row["attacks"] = dict.fromkeys(("correctness", "boundary"), row["attacks"]["loss"])
+    row["null"] = {"attacks": dict.fromkeys(row["attacks"], row["null"]["attacks"]["loss"])}
+    row |= {
+        "correctness": {"asked_an_image": 1},
+        "boundary": {"asked_an_image": 6600.4, "failed": {"members": 2, "non_members": 1}},
+    }
+    folder = tmp_path / "results" / "cifar10" / "small-clean-seed0"
+    folder.mkdir(parents=True)
+    (folder / "label_only-undefended.json").write_text(json.dumps(row))
+    assert tables.measured(tmp_path) == {}
+    (text,) = tables.experiments(tmp_path)
+    assert text.startswith(
+        "**label-only attacks: cifar10, small, clean, seed0, undefended**: scored 2 + 2; commit 0123456789ab."
+    )
+    shown = cells(text, "boundary")
+    assert (shown["AUC"], shown["null AUC"], shown["labels an image"], shown["failed"]) == ("0.750", "0.500", "6,600", "3")
+    assert cells(text, "correctness")["failed"] == "-"
+
+
 def test_rows_from_uncommitted_code_and_lost_markers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     made = tmp_path / "cifar10" / "evaluate_MIAs" / "results"
