@@ -56,19 +56,26 @@ def test_an_evaluation_with_shadow_models(copied_drawn: Path, tiny: Path, call: 
     assert "train_shadows.py --defense undefended --index 0" in missing
     assert call(train_shadows, copied_drawn, *options, "--count", 4).code == 0
 
+    mirrored = call(evaluate_mia, copied_drawn, *options, "--scenario", "3", "--shadows", 4, "--set", "attack.mirror=true")
+    assert mirrored.code == 0, mirrored.err
+
     def no_network(*arguments: object) -> None:
         raise AssertionError("the reconstructions are shared: shadow models cost classifier passes only")
 
     monkeypatch.setattr(DiffusionReconstructor, "forward", no_network)
     done = call(evaluate_mia, copied_drawn, *options, "--scenario", "3", "--shadows", 4)
     assert done.code == 0, done.err
-    for path in (copied_drawn / "evaluate_MIAs" / "results").rglob("undefended*.json"):
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for path in sorted((copied_drawn / "evaluate_MIAs" / "results").rglob("undefended*.json")):
         row = json.loads(path.read_text())
+        found[row["config"]["attack"]["mirror"]].append(row["attacks"]["lira-online"]["auc"])
         assert set(SHADOW_ATTACKS) <= set(row["attacks"])
         assert set(SHADOW_ATTACKS) <= set(row["null"]["attacks"])
         # 4 shadow models say something: members were fitted, at 8 epochs, better than by a model that never saw them.
         assert row["attacks"]["lira-online"]["auc"] > 0.5
         assert row["config"]["attack"]["shadows"] == 4
+    assert len(found[True]) == len(found[False]) == 2
+    assert all(one != two for one, two in zip(found[True], found[False], strict=True))  # a second question, other scores
 
 
 def test_the_null_keeps_scores_and_forgets_membership() -> None:
