@@ -80,10 +80,11 @@ def text_of(root: Path) -> str:
         first = rows[0]
         facts = next((row["diffence"] for row in rows if row["diffence"]), None)
         diffence = f"; N = {facts['n']}, T = {facts['t']}" if facts else ""
+        commits = dict.fromkeys(row["commit"] for row in rows)
         parts.append(
             f"**{dataset}, {name.replace('-', ', ')}**: {first['config']['data']['members']:,} members, scored "
             f"{first['scored']['members']:,} + {first['scored']['non_members']:,}, train accuracy of scored members "
-            f"{100 * first['accuracy']['members']:.1f}%{diffence}; commit {first['commit']}, torch {first['torch']}, "
+            f"{100 * first['accuracy']['members']:.1f}%{diffence}; commit {' '.join(commits)}, torch {first['torch']}, "
             f"{first['device']}.\n\n{markdown(rows)}"
         )
         if dataset == "cifar10" and first["profile"] == "small" and not first["overrides"]:
