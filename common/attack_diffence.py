@@ -5,30 +5,25 @@ query, then with `diffence.stable`. The attackers are those of common/attacks/re
 known points are scored too, on which one of them is fitted. Answers are kept in chunks, so that a killed run continues.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm import tqdm
 
-from common.attacks import Scores
 from common.attacks.repeat import Answers, Asked, averaged, gap, learned, nearby, once
 from common.data.partition import Examples, Split, load_split, pools
 from common.defenses import DEFENSES
 from common.diffence.candidates import SIDES, candidate_settings
 from common.diffence.protect import ProtectedClassifier, load_protected
 from common.evaluate import guard, release
-from common.files import atomic_write, derive_seed, image_keys, sha256, write_json
-from common.metrics import attack_report
+from common.files import derive_seed, image_keys, read_arrays, sha256, write_arrays, write_json
+from common.measure import report_of
 from common.outputs import collect
-from common.report import SCENARIO_TITLES
 from common.run import Run, provenance
 from common.targets import PostInference, load_target, model_path
 
@@ -91,11 +86,12 @@ def attack_diffence(run: Run, name: str, scenarios: list[str], m: int, count: in
                 protected = load_protected(served, classifier, selector, DRAWS)
                 settings = made_with | {"selector": asdict(selector), "stable": stable}
                 runs.append(_attack(Service(protected, post, run, folder, settings), split, pieces, m, progress.update))
+    reference = {"loss": once(unprotected), "correctness": gap(unprotected)}
     row = {
         **provenance(run, name, PROTOCOL),
         "m": m,
         **{part: dict.fromkeys(SIDES, len(chosen)) for part, chosen in pieces.items()},
-        "reference": {"loss": _report(run, once(unprotected)), "correctness": _report(run, gap(unprotected))},
+        "reference": {name: report_of(points, PROTOCOL, run.config.attack) for name, points in reference.items()},
         "runs": runs,
     }
     write_json(run.results_dir(PROTOCOL) / f"attack_diffence-{name}.json", row)
@@ -131,15 +127,12 @@ def _attack(
         "scenario": selector.scenario,
         "stable": service.protected.key is not None,
         "interval": list(interval) if interval else None,
-        "attacks": {name: _report(service.run, s) | {"draws": float(draws)} for name, (s, draws) in attackers.items()},
+        "attacks": {
+            name: report_of(scores, PROTOCOL, service.run.config.attack) | {"draws": float(draws)}
+            for name, (scores, draws) in attackers.items()
+        },
         "cpu_s_per_image": dict(zip(KINDS, cpu.tolist(), strict=True)),
     }
-
-
-def _report(run: Run, scores: Scores) -> dict[str, Any]:
-    return attack_report(
-        scores.members, scores.non_members, scores.known_members, scores.known_non_members, False, run.config.attack.fpr
-    )
 
 
 def _ask(service: Service, examples: Examples, side: str, chosen: range, m: int, progress: Callable[[int], object]) -> Chunk:
@@ -148,13 +141,13 @@ def _ask(service: Service, examples: Examples, side: str, chosen: range, m: int,
     for start in range(chosen.start, chosen.stop, CHUNK):
         places = range(start, min(start + CHUNK, chosen.stop))
         path = service.folder / f"m{m}-{side}_{start:06d}.npz"
-        wanted = json.dumps(service.settings | {"images": len(places)}, sort_keys=True)
-        chunk = _stored(path, wanted)
-        if chunk is None:
+        settings = service.settings | {"images": len(places)}
+        stored = read_arrays(path)
+        if not stored or stored[0] != settings:
             chunk = _ask_chunk(service, examples, side, places, m, progress)
-            content = {**vars(chunk), "settings": wanted}
-            atomic_write(path, lambda file, content=content: np.savez(file, **content))  # type: ignore[misc]
+            write_arrays(path, settings, **vars(chunk))
         else:
+            chunk = Chunk(**stored[1])
             progress(len(places) * m * len(KINDS))
         chunks.append(chunk)
     return Chunk(
@@ -162,17 +155,6 @@ def _ask(service: Service, examples: Examples, side: str, chosen: range, m: int,
         np.sum([chunk.drawn for chunk in chunks], axis=0),
         np.sum([chunk.cpu for chunk in chunks], axis=0),
     )
-
-
-def _stored(path: Path, wanted: str) -> Chunk | None:
-    """A chunk asked before under the same settings; None where there is none, or a torn one."""
-    try:
-        with np.load(path) as stored:
-            if str(stored["settings"]) == wanted:
-                return Chunk(stored["logits"], stored["drawn"], stored["cpu"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        pass
-    return None
 
 
 def _ask_chunk(
@@ -198,24 +180,3 @@ def _ask_chunk(
         cpu[kind] = time.process_time() - began
     blocks = np.stack(logits).reshape(len(KINDS), m, len(places), -1)
     return Chunk(blocks.transpose(0, 2, 1, 3), drawn, cpu)
-
-
-def markdown(row: dict[str, Any]) -> str:
-    """The row as a table: every attacker in every scenario, below the loss attack without Diffence and the gap floor."""
-    lines = [
-        {"Diffence": "without", "attacker": title, **_columns(row["reference"][attack])}
-        for attack, title in (("loss", "loss, once"), ("correctness", "gap floor"))
-    ]
-    for run in row["runs"]:
-        title = SCENARIO_TITLES[run["scenario"]] + (", stable" if run["stable"] else "")
-        lines += [{"Diffence": title, "attacker": name, **_columns(found)} for name, found in run["attacks"].items()]
-    return pd.DataFrame(lines).to_markdown(index=False, floatfmt=".3f")
-
-
-def _columns(attack: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "AUC": attack["auc"],
-        "ACC": attack["accuracy"],
-        "TPR @ FPR": f"{100 * attack['tpr_at_fpr']['rate']:.1f}%",
-        "candidates an image": f"{attack['draws']:.1f}" if "draws" in attack else "-",
-    }

@@ -24,15 +24,16 @@ from tqdm import tqdm
 
 from common import cli
 from common.attacks import ATTACKS, Known, NNOptions, Outputs, Scores
-from common.attacks.lira import lira
-from common.attacks.rmia import rmia
+from common.attacks.shadow import ShadowOutputs, shadow_attacks
 from common.audit_files import SMALLEST_PROBABILITY, Loaded, Shadows, load_outputs, load_shadows
 from common.audit_page import render, summary, table
 from common.calibration import ece, nll
+from common.config import Attack
 from common.errors import UserError
 from common.figures import draw_phi, draw_roc
 from common.files import atomic_write, derive_seed, sha256, write_json
-from common.metrics import Ints, attack_report, phi, pool_warnings
+from common.measure import report_of
+from common.metrics import Ints, phi, pool_warnings
 
 ROOT = Path(__file__).parents[1]
 FEWEST = 10  # known points, and scored points, of a side: the NN attack needs as many
@@ -60,7 +61,7 @@ def audit(files: dict[str, Path], known_fraction: float, fpr: float, seed: int, 
     places = {side: split(side, len(loaded.outputs), known_fraction, seed) for side, loaded in sides.items()}
     shadows = load_shadows(files["shadows"], *(side.outputs for side in sides.values())) if "shadows" in files else None
     # First what needs no training, so that shadow models that do not fit are refused at once.
-    scores = (shadow_attacks(sides, places, shadows) if shadows else {}) | attack_all(sides, places, seed)
+    scores = (attack_with_shadows(sides, places, shadows) if shadows else {}) | attack_all(sides, places, seed)
     row: dict[str, Any] = {"known_fraction": known_fraction, "fpr": fpr, "seed": seed}
     row |= describe(files, sides, places, shadows) | measure(scores, fpr)
     row["most_exposed"] = most_exposed(sides["members"].outputs, places["members"], scores[row["best"]])
@@ -104,30 +105,20 @@ def attack_all(sides: dict[str, Loaded], places: dict[str, Places], seed: int) -
     return {name: attack(known, *scored, NNOptions(), derive_seed("attack", name, seed)) for name, attack in attacks}
 
 
-def shadow_attacks(sides: dict[str, Loaded], places: dict[str, Places], shadows: Shadows) -> dict[str, Scores]:
+def attack_with_shadows(sides: dict[str, Loaded], places: dict[str, Places], shadows: Shadows) -> dict[str, Scores]:
     """Scores of LiRA and RMIA, offline and, where every point has an IN model, online.
 
     RMIA's population are the known non-members. They are also what its threshold is fitted on: that a point is in its own
     population lowers its score by at most one over their number.
     """
-    outputs = [loaded.outputs for loaded in sides.values()]
-    target_phi = np.concatenate([phi(side.logits, side.labels) for side in outputs])[None]
-    shadow_phi, keep = shadows.phi[:, None], shadows.keep
+    members, non_members = (loaded.outputs for loaded in sides.values())
+    target_phi = np.concatenate([phi(side.logits, side.labels) for side in (members, non_members)])[None]
+    labels = np.concatenate([members.labels, non_members.labels])
     member, other = places["members"], places["non_members"]
-    first = len(outputs[0])  # non-member
-    kinds = (member.scored, first + other.scored, member.known, first + other.known)
-    labels, z = np.concatenate([side.labels for side in outputs]), first + other.known
-    scores = {}
-    for mode in ("online", "offline") if shadows.online else ("offline",):
-        online = mode == "online"
-        population = target_phi[:, z], shadow_phi[:, :, z]
-        all_points = {
-            "lira": lira(target_phi, shadow_phi, keep, online=online),
-            "rmia": rmia(target_phi, shadow_phi, keep, *population, online=online, population_keep=keep[:, z]),
-        }
-        for name, points in all_points.items():
-            scores[f"{name}-{mode}"] = Scores(*(points[rows] for rows in kinds), labels=[labels[rows] for rows in kinds])
-    return scores
+    known = member.known, len(members) + other.known
+    scored = member.scored, len(members) + other.scored
+    outputs = ShadowOutputs(target_phi, shadows.phi[:, None], shadows.keep, labels, population=known[1])
+    return shadow_attacks(outputs, (*scored, *known), Attack(), shadows.online)
 
 
 def describe(
@@ -154,10 +145,7 @@ def describe(
 
 def measure(scores: dict[str, Scores], fpr: float) -> dict[str, Any]:
     """Metrics of every attack, the name of the one with the largest AUC, and the gap floor."""
-    attacks = {
-        name: attack_report(s.members, s.non_members, s.known_members, s.known_non_members, False, fpr)
-        for name, s in scores.items()
-    }
+    attacks = {name: report_of(points, "clean", Attack(fpr=fpr)) for name, points in scores.items()}
     best = max(attacks, key=lambda name: attacks[name]["auc"])
     return {"attacks": attacks, "best": best, "gap_floor": attacks["correctness"]["auc"]}
 

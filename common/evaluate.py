@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from common.attacks import ATTACKS, TRAINED, Known, NNOptions, Outputs, Scores
+from common.attacks.contract import dealt_out
 from common.config import require
 from common.data.partition import Pools, load_split, pools
 from common.defenses import DEFENSES
@@ -22,7 +23,7 @@ from common.measure import measure, utility
 from common.outputs import Side, collect
 from common.report import result_file, result_name, write_result
 from common.run import Run, provenance
-from common.shadow_attacks import dealt_out, shadow_scores
+from common.shadow_attacks import shadow_scores
 from common.targets import PostInference, load_target, training_facts
 
 

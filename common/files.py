@@ -7,7 +7,9 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 
 from common.errors import UserError
@@ -62,6 +64,21 @@ def load_checkpoint(path: Path, remake: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is no checkpoint of this project. Delete it and run: {remake}")
     return content
+
+
+def write_arrays(path: Path, settings: Any, **arrays: Any) -> None:
+    """Arrays and the plain settings they were made under, as a .npz, atomically."""
+    atomic_write(path, lambda file: np.savez(file, settings=json.dumps(settings), **arrays))
+
+
+def read_arrays(path: Path) -> tuple[Any, dict[str, np.ndarray]] | None:
+    """The settings and the arrays that `write_arrays` wrote; None where there is no such file or it is torn."""
+    try:
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+            return json.loads(str(arrays.pop("settings"))), arrays
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
 
 
 def sha256(path: Path) -> str:

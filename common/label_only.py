@@ -4,32 +4,29 @@ Diffence keeps every label, so without --scenario it is not asked: its answers t
 which a test shows. With --scenario the attacks ask the defended classifier, at the price of its reconstructions.
 """
 
-import json
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from common.attacks import METRIC_ATTACKS, Outputs, Scores
 from common.attacks.boundary import BoundaryResult, LabelOnly, augmentation_scores, boundary_distances, shifts
+from common.attacks.contract import dealt_out
 from common.config import require
 from common.data.partition import Examples, Split, load_split, pools
 from common.defenses import DEFENSES
 from common.diffence.candidates import candidate_settings
 from common.diffence.protect import load_protected
 from common.evaluate import release
-from common.files import atomic_write, derive_seed, refuse_other_config, sha256, write_json
+from common.files import derive_seed, read_arrays, refuse_other_config, sha256, write_arrays, write_json
 from common.measure import report_of
 from common.outputs import collect
-from common.report import as_markdown, result_file
+from common.report import result_file
 from common.run import Run, provenance
-from common.shadow_attacks import dealt_out
-from common.targets import PostInference, load_target, model_path, training_facts
+from common.targets import PostInference, load_target, training_facts, weights_path
 
 BATCH = 20  # images searched at once, and saved at once
 NULL_KEYS = ("auc", "accuracy", "accuracy_oracle")
@@ -52,7 +49,7 @@ def label_only(run: Run, defense: str, protocol: str, count: int, steps: int, sc
     starts = torch.cat([_first(side, places.known, len(places.known)).pixels(slice(None)) for side in sides.values()])
     stored = run.outputs_dir / f"label_only-{result_file(defense, scenario)}-{protocol}-{count}images-{steps}steps.npz"
     settings = {
-        "weights": sha256(model_path(run, defense).with_suffix(".best.pt" if protocol == "released" else ".pt")),
+        "weights": sha256(weights_path(run, defense, protocol)),
         "partition": sha256(run.partition_dir / "manifest.json"),
         "pools": {name: [pool.start, pool.stop] for name, pool in vars(places).items()},
         "batch": BATCH,
@@ -105,23 +102,6 @@ def result_path(run: Run, defense: str, protocol: str, scenario: str | None) -> 
     return run.results_dir(protocol) / f"label_only-{result_file(defense, scenario)}.json"
 
 
-def markdown(row: dict[str, Any]) -> str:
-    """The row as a table, a line an attack, beside what shuffled membership gives."""
-    lines = [
-        {
-            "attack": name,
-            "AUC": f"{found['auc']:.3f}",
-            "95% interval": "{:.3f} .. {:.3f}".format(*found["auc_interval"]),
-            "ACC": f"{found['accuracy']:.3f}",
-            "null AUC": f"{row['null']['attacks'][name]['auc']:.3f}",
-            "labels an image": f"{row[name]['asked_an_image']:,.0f}",
-            "failed": sum(row[name]["failed"].values()) if "failed" in row[name] else "-",
-        }
-        for name, found in row["attacks"].items()
-    ]
-    return as_markdown(pd.DataFrame(lines))
-
-
 def answering_model(
     run: Run, defense: str, protocol: str, split: Split, scenario: str | None
 ) -> tuple[nn.Module, dict[str, Any] | None]:
@@ -166,16 +146,12 @@ def boundary(
     """`boundary_distances` of each of `points`, a row each: arrays [len(points), n]. Every batch is saved to `path`, where a
     killed run continues; UserError where `path` was made under other `settings`.
     """
-    wanted = json.dumps(settings, sort_keys=True)
     shape = len(points), max(len(part) for part in points.values())
     kept = {"distances": np.full(shape, np.nan), "failed": np.zeros(shape, dtype=bool), "asked": np.zeros((), dtype=np.int64)}
-    try:
-        with np.load(path) as stored:
-            made, kept = json.loads(str(stored["settings"])), {name: stored[name] for name in kept}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        pass  # not begun yet, or torn
-    else:
-        refuse_other_config(path, made, json.loads(wanted), "delete it and run this again.")
+    stored = read_arrays(path)
+    if stored:
+        refuse_other_config(path, stored[0], settings, "delete it and run this again.")
+        kept = stored[1]
     waiting = np.isnan(kept["distances"])
     with tqdm(total=waiting.size, desc="boundary attack", unit="image", smoothing=0.1, disable=None) as progress:
         progress.update(int((~waiting).sum()))
@@ -190,6 +166,6 @@ def boundary(
                 )
                 kept["distances"][where], kept["failed"][where] = found.distances, found.failed
                 kept["asked"] = kept["asked"] + found.asked
-                atomic_write(path, lambda file: np.savez(file, settings=wanted, **kept))  # type: ignore[arg-type]
+                write_arrays(path, settings, **kept)
                 progress.update(len(images))
     return BoundaryResult(kept["distances"], kept["failed"], int(kept["asked"]))

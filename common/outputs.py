@@ -1,9 +1,7 @@
 """What a classifier answers: logits on the evaluated images and on all their candidates, computed once and kept."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,9 +12,9 @@ from common.data.partition import Examples, Split, pools
 from common.diffence.candidates import candidate_settings, draw_all, shards
 from common.diffence.select import FitPoints
 from common.errors import UserError
-from common.files import atomic_write, sha256
+from common.files import read_arrays, sha256, write_arrays
 from common.run import Run
-from common.targets import model_path
+from common.targets import model_path, weights_path
 from common.training import predict
 
 
@@ -43,21 +41,16 @@ def collect(run: Run, name: str, protocol: str, classifier: nn.Module, split: Sp
 
 def _collect_side(run: Run, name: str, protocol: str, classifier: nn.Module, side: str, examples: Examples, count: int) -> Side:
     path = run.outputs_dir / f"{name}-{protocol}-{side}.npz"
-    weights = sha256(model_path(run, name).with_suffix(".best.pt" if protocol == "released" else ".pt"))
     settings: dict[str, Any] = {
-        "weights": weights,
+        "weights": sha256(weights_path(run, name, protocol)),
         "options": run.config.defenses.get(name, {}),  # hamp.test_time answers otherwise with the same weights
         "n": run.config.diffence.n,
         "count": count,
         "candidates": candidate_settings(run),
     }
-    wanted = json.dumps(settings, sort_keys=True)
-    try:
-        with np.load(path) as stored:
-            if str(stored["settings"]) == wanted:
-                return Side(stored["original"], stored["candidates"], stored["labels"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        pass  # not made yet, or torn: it costs classifier passes only
+    stored = read_arrays(path)
+    if stored and stored[0] == settings:  # otherwise it costs classifier passes only
+        return Side(**stored[1])
     original = predict(classifier, examples.take(slice(count)), run.device).numpy()
     candidates = np.empty((count, run.config.diffence.n, original.shape[1]), dtype=np.float32)
     done = 0
@@ -70,7 +63,7 @@ def _collect_side(run: Run, name: str, protocol: str, classifier: nn.Module, sid
         if not np.isfinite(logits).all():
             raise UserError(f"the classifier {model_path(run, name)} returns NaN or infinite logits: train it again.")
     answers = Side(original, candidates, examples.labels[:count].numpy())
-    atomic_write(path, lambda file: np.savez(file, **vars(answers), settings=wanted))
+    write_arrays(path, settings, **vars(answers))
     return answers
 
 

@@ -202,3 +202,41 @@ def markdown(rows: Iterable[dict[str, Any]]) -> str:
 def as_markdown(frame: pd.DataFrame) -> str:
     """A table of text as Markdown."""
     return frame.to_markdown(index=False, disable_numparse=True)
+
+
+def label_only_markdown(row: dict[str, Any]) -> str:
+    """A row of common/label_only.py as a table, a line an attack, beside what shuffled membership gives."""
+    lines = [
+        {
+            "attack": name,
+            "AUC": f"{found['auc']:.3f}",
+            "95% interval": "{:.3f} .. {:.3f}".format(*found["auc_interval"]),
+            "ACC": f"{found['accuracy']:.3f}",
+            "null AUC": f"{row['null']['attacks'][name]['auc']:.3f}",
+            "labels an image": f"{row[name]['asked_an_image']:,.0f}",
+            "failed": sum(row[name]["failed"].values()) if "failed" in row[name] else "-",
+        }
+        for name, found in row["attacks"].items()
+    ]
+    return as_markdown(pd.DataFrame(lines))
+
+
+def questions_markdown(row: dict[str, Any]) -> str:
+    """A row of common/attack_diffence.py as a table: every attacker in every scenario."""
+    lines = [
+        {"Diffence": "without", "attacker": title, **_question_columns(row["reference"][attack])}
+        for attack, title in (("loss", "loss, once"), ("correctness", "gap floor"))
+    ]
+    for run in row["runs"]:
+        title = SCENARIO_TITLES[run["scenario"]] + (", stable" if run["stable"] else "")
+        lines += [{"Diffence": title, "attacker": name, **_question_columns(found)} for name, found in run["attacks"].items()]
+    return pd.DataFrame(lines).to_markdown(index=False, floatfmt=".3f")
+
+
+def _question_columns(attack: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "AUC": attack["auc"],
+        "ACC": attack["accuracy"],
+        "TPR @ FPR": f"{100 * attack['tpr_at_fpr']['rate']:.1f}%",
+        "candidates an image": f"{attack['draws']:.1f}" if "draws" in attack else "-",
+    }

@@ -5,72 +5,25 @@ same reconstructions and the target's own interval, which the attacker is taken 
 one shadow model in memory at a time, and of each only phi is kept, beside the logits that the other attacks use.
 """
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from common.attacks.contract import Scores
-from common.attacks.lira import lira
-from common.attacks.rmia import rmia
-from common.config import Attack, require
+from common.attacks.shadow import ShadowOutputs, shadow_attacks
+from common.config import require
 from common.data.partition import Pools, Split
 from common.defenses import DEFENSES
 from common.diffence.candidates import SIDES, StoredCandidates, candidate_settings, draw_all, query_ids
 from common.diffence.protect import ProtectedClassifier
 from common.diffence.select import Selector
-from common.files import atomic_write, sha256
+from common.files import read_arrays, sha256, write_arrays
 from common.metrics import Floats, phi
 from common.run import Run
 from common.shadows import kept, shadow_run
-from common.targets import PostInference, load_target, model_path
-
-# shadow answers and settings -> scores [n]; z are the points of RMIA's population
-ShadowAttack = Callable[["Asked", Attack], Floats]
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What is known of n points and of k population points z: phi of the target, phi of M shadow models, who was IN."""
-
-    target: Floats  # [A, n]
-    shadow: Floats  # [M, A, n]
-    keep: np.ndarray  # bool [M, n]
-    z: np.ndarray  # int64 [k], positions of the population among the n points
-
-
-def _lira(asked: Asked, options: Attack, online: bool) -> Floats:
-    data = asked.target, asked.shadow, asked.keep
-    return lira(*data, online=online, variance=options.lira_variance, tail=options.lira_tail)
-
-
-def _rmia(asked: Asked, options: Attack, online: bool) -> Floats:
-    z = asked.z
-    return rmia(
-        asked.target,
-        asked.shadow,
-        asked.keep,
-        asked.target[:, z],
-        asked.shadow[:, :, z],
-        online=online,
-        gamma=options.rmia_gamma,
-        offline_a=options.rmia_a,
-        population_keep=asked.keep[:, z],
-    )
-
-
-SHADOW_ATTACKS: dict[str, ShadowAttack] = {
-    "lira-online": partial(_lira, online=True),
-    "lira-offline": partial(_lira, online=False),
-    "rmia-online": partial(_rmia, online=True),
-    "rmia-offline": partial(_rmia, online=False),
-}
+from common.targets import PostInference, load_target, weights_path
 
 
 def shadow_scores(
@@ -98,20 +51,9 @@ def shadow_scores(
     everywhere = np.stack([kept(i, 2 * members, run.seed) for i in range(config.shadows)])
     keep = everywhere[:, np.concatenate([asked, members + asked])]
     known, scored = (np.searchsorted(asked, part) for part in (places.known, places.scored))
-    points, scores = Asked(target, shadow, keep, known + len(asked)), {}
-    for name, attack in SHADOW_ATTACKS.items():
-        every = attack(points, config)
-        of_members, of_others = np.split(every, 2)
-        scores[name] = Scores(of_members[scored], of_others[scored], of_members[known], of_others[known])
-    return scores
-
-
-def dealt_out(scores: Scores, seed: int) -> Scores:
-    """The null: the same scores, which never looked at the target's members, with membership shuffled in both pools."""
-    rng = np.random.default_rng(seed)
-    scored = rng.permutation(np.concatenate([scores.members, scores.non_members]))
-    known = rng.permutation(np.concatenate([scores.known_members, scores.known_non_members]))
-    return Scores(*np.split(scored, [len(scores.members)]), *np.split(known, [len(scores.known_members)]))
+    labels = torch.cat([side.labels[torch.from_numpy(asked)] for side in (split.members, split.non_members)]).numpy()
+    outputs = ShadowOutputs(target, shadow, keep, labels, population=known + len(asked))
+    return shadow_attacks(outputs, (scored, scored + len(asked), known, known + len(asked)), config)
 
 
 def answers(
@@ -130,7 +72,7 @@ def answers(
     """
     name = "without" if selector is None else f"scenario-{selector.scenario}"
     path = run.outputs_dir / f"{defense}-{protocol}-phi-{name}{'-mirrored' if mirrored else ''}.npz"
-    weights = model_path(run, defense).with_suffix(".best.pt" if protocol == "released" else ".pt")
+    weights = weights_path(run, defense, protocol)
     remake = run.command("train_defense.py", f"--defense {defense}")
     require(weights.is_file(), f"{weights} is missing. Make it with: {remake}")
     settings: dict[str, Any] = {
@@ -140,16 +82,12 @@ def answers(
     }
     if selector is not None:
         settings |= {"interval": [selector.low, selector.high], "n": run.config.diffence.n, **candidate_settings(run)}
-    wanted = json.dumps(settings, sort_keys=True)
-    try:
-        with np.load(path) as made:
-            if str(made["settings"]) == wanted:
-                return np.asarray(made["phi"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        pass  # not made yet, or torn: it costs classifier passes only
+    made = read_arrays(path)
+    if made and made[0] == settings:  # otherwise it costs classifier passes only
+        return made[1]["phi"]
     model = load_target(run, defense, protocol, DEFENSES[defense].build(run))
     found = np.concatenate([_ask(run, model, split, side, selector, asked, mirrored, stored) for side in SIDES])
-    atomic_write(path, lambda file: np.savez(file, phi=found, settings=wanted))
+    write_arrays(path, settings, phi=found)
     return found
 
 

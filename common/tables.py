@@ -16,10 +16,18 @@ from typing import Any
 
 import pandas as pd
 
-from common import attack_diffence, cli, label_only
+from common import cli
 from common.errors import UserError, check_name
 from common.files import atomic_write, read_json
-from common.report import SCENARIO_TITLES, accuracy_delta, as_markdown, markdown, names
+from common.report import (
+    SCENARIO_TITLES,
+    accuracy_delta,
+    as_markdown,
+    label_only_markdown,
+    markdown,
+    names,
+    questions_markdown,
+)
 from common.uncertainty import mean_and_sd
 
 ROOT = Path(__file__).parents[1]
@@ -97,8 +105,8 @@ def experiments(root: Path) -> list[str]:
     """The tables of label-only attacks and of attacks on Diffence itself, whose rows have a file name prefix."""
     parts = []
     for prefix, title, markdown_of in (
-        ("label_only", "label-only attacks", label_only.markdown),
-        ("attack_diffence", "attacks on Diffence itself", attack_diffence.markdown),
+        ("label_only", "label-only attacks", label_only_markdown),
+        ("attack_diffence", "attacks on Diffence itself", questions_markdown),
     ):
         for path in sorted((root / "results").glob(f"*/*/{prefix}-*.json")):
             row = read_json(path, "git checkout results")

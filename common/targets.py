@@ -63,6 +63,12 @@ def model_path(run: Run, name: str) -> Path:
     return run.models_dir / f"{name}.pt"
 
 
+def weights_path(run: Run, name: str, protocol: str) -> Path:
+    """The weights that a protocol evaluates: the last epoch (clean) or the one best on the test set (released)."""
+    path = model_path(run, name)
+    return path.with_suffix(".best.pt") if protocol == "released" else path
+
+
 def train_target(run: Run, name: str, objective: Objective, split: Split) -> nn.Module:
     """Train a defense's released classifier to its end, or find it trained; returns it."""
     test = split.non_members if run.config.train.best_on_test else None
@@ -91,13 +97,9 @@ def training_facts(run: Run, name: str, protocol: str) -> dict[str, Any]:
 
 def _read_target(run: Run, name: str, protocol: str) -> tuple[Path, dict[str, Any], str]:
     remake = run.command("train_defense.py", f"--defense {name}")
-    path = model_path(run, name)
-    if protocol == "released":
-        path = path.with_suffix(".best.pt")
-        if not path.is_file() and model_path(run, name).is_file():
-            raise UserError(
-                f"{path} is missing. Move {path.with_name(f'{name}.pt')} away, set train.best_on_test, and run: {remake}"
-            )
+    path, last = weights_path(run, name, protocol), model_path(run, name)
+    if not path.is_file() and last.is_file():
+        raise UserError(f"{path} is missing. Move {last} away, set train.best_on_test, and run: {remake}")
     checkpoint = load_checkpoint(path, remake)
     refuse_other_config(path, checkpoint.get("settings"), settings_of(run, name), f"move it away, then run: {remake}")
     return path, checkpoint, remake

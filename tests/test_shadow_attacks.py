@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import Call, refusal, tiny_run
 
-from common.attacks.contract import Scores
+from common.attacks.contract import Scores, dealt_out
+from common.attacks.shadow import SHADOW_ATTACKS
 from common.commands import evaluate_mia, train_shadows
 from common.data.partition import load_split
 from common.diffence.candidates import StoredCandidates, draw_all, query_ids, shards
@@ -16,7 +17,7 @@ from common.diffence.reconstruct import DiffusionReconstructor
 from common.diffence.select import Selector
 from common.metrics import phi
 from common.outputs import collect
-from common.shadow_attacks import SHADOW_ATTACKS, answers, dealt_out
+from common.shadow_attacks import answers
 from common.targets import load_target, target_classifier
 
 

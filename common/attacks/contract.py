@@ -84,3 +84,13 @@ class Scores:
     known_members: Floats
     known_non_members: Floats
     labels: Sequence[Ints] | None = field(default=None, kw_only=True)
+
+
+def dealt_out(scores: Scores, seed: int) -> Scores:
+    """The null of an attack that never looked at the target's members: membership shuffled among its known and its scored
+    points. Labels are left out.
+    """
+    rng = np.random.default_rng(seed)
+    scored = rng.permutation(np.concatenate([scores.members, scores.non_members]))
+    known = rng.permutation(np.concatenate([scores.known_members, scores.known_non_members]))
+    return Scores(*np.split(scored, [len(scores.members)]), *np.split(known, [len(scores.known_members)]))
