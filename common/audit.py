@@ -15,7 +15,7 @@ which every number is about. Written to --out: audit.html (one file, no network)
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from common import cli
 from common.attacks import ATTACKS, Known, NNOptions, Outputs, Scores
+from common.attacks.contract import dealt_out
 from common.attacks.shadow import ShadowOutputs, shadow_attacks
 from common.audit_files import SMALLEST_PROBABILITY, Loaded, Shadows, load_outputs, load_shadows
 from common.audit_page import render, summary, table
@@ -56,23 +57,27 @@ def audit(files: dict[str, Path], known_fraction: float, fpr: float, seed: int, 
     """
     if not 0 < known_fraction < 1 or not 0 < fpr < 1:
         raise UserError(f"--known-fraction and --fpr must lie between 0 and 1, both excluded, not {known_fraction} and {fpr}.")
-    sides = {side: load_outputs(files[side]) for side in ("members", "non_members")}
+    loaded = {side: load_outputs(files[side]) for side in ("members", "non_members")}
+    sides = {side: one.outputs for side, one in loaded.items()}
     check_sides(sides, files)
-    places = {side: split(side, len(loaded.outputs), known_fraction, seed) for side, loaded in sides.items()}
-    shadows = load_shadows(files["shadows"], *(side.outputs for side in sides.values())) if "shadows" in files else None
+    places = {side: split(side, len(outputs), known_fraction, seed) for side, outputs in sides.items()}
+    shadows = load_shadows(files["shadows"], *sides.values()) if "shadows" in files else None
     # First what needs no training, so that shadow models that do not fit are refused at once.
-    scores = (attack_with_shadows(sides, places, shadows) if shadows else {}) | attack_all(sides, places, seed)
+    found, options = attack_with_shadows(sides, places, shadows) if shadows else {}, NNOptions()
+    scores = found | attack_all(sides, places, options, seed)
+    null = {name: dealt_out(points, derive_seed("null", name, seed)) for name, points in found.items()}
+    null |= null_scores(sides, places, options, seed)
     row: dict[str, Any] = {"known_fraction": known_fraction, "fpr": fpr, "seed": seed}
-    row |= describe(files, sides, places, shadows) | measure(scores, fpr)
-    row["most_exposed"] = most_exposed(sides["members"].outputs, places["members"], scores[row["best"]])
+    row |= describe(files, loaded, places, shadows) | measure(scores, null, fpr)
+    row["most_exposed"] = most_exposed(sides["members"], places["members"], scores[row["best"]])
     row |= {"summary": summary(row), "warnings": warnings(row)}
-    write(out, row, scores, {side: loaded.outputs.take(places[side].scored) for side, loaded in sides.items()})
+    write(out, row, scores, {side: outputs.take(places[side].scored) for side, outputs in sides.items()})
     return row
 
 
-def check_sides(sides: dict[str, Loaded], files: dict[str, Path]) -> None:
+def check_sides(sides: dict[str, Outputs], files: dict[str, Path]) -> None:
     """Refuse two sides that cannot be of one model, or that are one set of points given twice."""
-    members, non_members = (loaded.outputs for loaded in sides.values())
+    members, non_members = sides.values()
     if members.classes != non_members.classes:
         raise UserError(
             f"{files['members']} has {members.classes} classes and {files['non_members']} {non_members.classes}: both must be "
@@ -96,22 +101,36 @@ def split(side: str, points: int, known_fraction: float, seed: int) -> Places:
     return Places(np.sort(order[:known]), np.sort(order[known:]))
 
 
-def attack_all(sides: dict[str, Loaded], places: dict[str, Places], seed: int) -> dict[str, Scores]:
+def attack_all(sides: dict[str, Outputs], places: dict[str, Places], options: NNOptions, seed: int) -> dict[str, Scores]:
     """Scores of every attack of ATTACKS, which need outputs and known points alone."""
-    members, non_members = (loaded.outputs for loaded in sides.values())
+    members, non_members = sides.values()
     known = Known(members.take(places["members"].known), non_members.take(places["non_members"].known))
     scored = members.take(places["members"].scored), non_members.take(places["non_members"].scored)
     attacks = tqdm(ATTACKS.items(), desc="attacks", leave=False)
-    return {name: attack(known, *scored, NNOptions(), derive_seed("attack", name, seed)) for name, attack in attacks}
+    return {name: attack(known, *scored, options, derive_seed("attack", name, seed)) for name, attack in attacks}
 
 
-def attack_with_shadows(sides: dict[str, Loaded], places: dict[str, Places], shadows: Shadows) -> dict[str, Scores]:
+def null_scores(sides: dict[str, Outputs], places: dict[str, Places], options: NNOptions, seed: int) -> dict[str, Scores]:
+    """Scores of the same attacks after all points of both sides were pooled and dealt out again: nothing is left to find.
+
+    Nothing is chosen on scored points, so that no number of epochs can move it: the NN attack trains for a fifth of them.
+    """
+    members, non_members = sides.values()
+    order = np.random.default_rng(derive_seed("null", seed)).permutation(len(members) + len(non_members))
+    logits, labels = (np.concatenate([getattr(side, part) for side in sides.values()])[order] for part in ("logits", "labels"))
+    cut = [len(members)]
+    parts = zip(np.split(logits, cut), np.split(labels, cut), strict=True)
+    dealt = dict(zip(sides, (Outputs(*part) for part in parts), strict=True))
+    return attack_all(dealt, places, replace(options, nn_epochs=-(-options.nn_epochs // 5)), seed)
+
+
+def attack_with_shadows(sides: dict[str, Outputs], places: dict[str, Places], shadows: Shadows) -> dict[str, Scores]:
     """Scores of LiRA and RMIA, offline and, where every point has an IN model, online.
 
     RMIA's population are the known non-members. They are also what its threshold is fitted on: that a point is in its own
     population lowers its score by at most one over their number.
     """
-    members, non_members = (loaded.outputs for loaded in sides.values())
+    members, non_members = sides.values()
     target_phi = np.concatenate([phi(side.logits, side.labels) for side in (members, non_members)])[None]
     labels = np.concatenate([members.labels, non_members.labels])
     member, other = places["members"], places["non_members"]
@@ -122,16 +141,16 @@ def attack_with_shadows(sides: dict[str, Loaded], places: dict[str, Places], sha
 
 
 def describe(
-    files: dict[str, Path], sides: dict[str, Loaded], places: dict[str, Places], shadows: Shadows | None
+    files: dict[str, Path], loaded: dict[str, Loaded], places: dict[str, Places], shadows: Shadows | None
 ) -> dict[str, Any]:
     """What was audited: the files, how many points they hold, and what the scored predictions are worth."""
-    scored = {side: loaded.outputs.take(places[side].scored) for side, loaded in sides.items()}
-    saturated = sum(loaded.saturated for loaded in sides.values()) + (shadows.saturated if shadows else 0)
+    scored = {side: one.outputs.take(places[side].scored) for side, one in loaded.items()}
+    saturated = sum(one.saturated for one in loaded.values()) + (shadows.saturated if shadows else 0)
     return {
         "files": {name: {"path": str(path), "sha256": sha256(path)} for name, path in files.items()},
-        "array": {side: loaded.array for side, loaded in sides.items()},
+        "array": {side: one.array for side, one in loaded.items()},
         "classes": scored["members"].classes,
-        "points": {side: len(loaded.outputs) for side, loaded in sides.items()},
+        "points": {side: len(one.outputs) for side, one in loaded.items()},
         "known": {side: len(place.known) for side, place in places.items()},
         "scored": {side: len(place.scored) for side, place in places.items()},
         "saturated": saturated,
@@ -143,9 +162,12 @@ def describe(
     }
 
 
-def measure(scores: dict[str, Scores], fpr: float) -> dict[str, Any]:
-    """Metrics of every attack, the name of the one with the largest AUC, and the gap floor."""
-    attacks = {name: report_of(points, "clean", Attack(fpr=fpr)) for name, points in scores.items()}
+def measure(scores: dict[str, Scores], null: dict[str, Scores], fpr: float) -> dict[str, Any]:
+    """Metrics of every attack, with the AUC under shuffled membership, the name of the largest AUC's, and the gap floor."""
+    attacks, chance = (
+        {name: report_of(points, "clean", Attack(fpr=fpr)) for name, points in found.items()} for found in (scores, null)
+    )
+    attacks = {name: report | {"null_auc": chance[name]["auc"]} for name, report in attacks.items()}
     best = max(attacks, key=lambda name: attacks[name]["auc"])
     return {"attacks": attacks, "best": best, "gap_floor": attacks["correctness"]["auc"]}
 

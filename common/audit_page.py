@@ -71,7 +71,8 @@ many score as high or higher.</p>
 <li>{{ row.known.members }} of {{ row.points.members }} members and {{ row.known.non_members }} of {{ row.points.non_members }}
 non-members were drawn at random (seed {{ row.seed }}) as points whose membership the attacker knows: thresholds are fitted on
 them, and the NN attack trains on them. All numbers are about the other points.</li>
-<li>AUC: the chance that a member scores above a non-member. ACC: (TPR + TNR) / 2 at the threshold fitted on known points, and
+<li>AUC: the chance that a member scores above a non-member. Null AUC: the same attack after membership was shuffled, where
+there is nothing to find. ACC: (TPR + TNR) / 2 at the threshold fitted on known points, and
 at the best threshold in hindsight. TPR: share of members found while at most {{ fpr }} of the non-members are accused.
 Intervals cover the choice of points, not the training of another model.</li>
 <li>Gap floor: calling every correctly classified point a member. No defense that keeps the predicted labels goes below it.</li>
@@ -119,6 +120,7 @@ def table(row: dict[str, Any]) -> pd.DataFrame:
             "attack": name,
             "AUC": f"{attack['auc']:.3f}",
             "AUC, 95%": "{:.3f} to {:.3f}".format(*attack["auc_interval"]),
+            "null AUC": f"{attack['null_auc']:.3f}",
             "ACC": f"{attack['accuracy']:.3f}",
             "ACC, best threshold": f"{attack['accuracy_oracle']:.3f}",
             f"TPR @{at} FPR": percent(attack["tpr_at_fpr"]["rate"]),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import common.attacks.boundary
 from common.attacks import METRIC_ATTACKS, Outputs
 from common.attacks.boundary import BoundaryResult, HopSkipJump, LabelOnly, augmentation_scores, boundary_distances, shifts
 from common.diffence.protect import ProtectedClassifier
@@ -196,6 +197,19 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(99)
     np.testing.assert_array_equal(attack(model, images, labels).distances, first.distances)
     assert (attack(model, images, labels, seed=1).distances != first.distances).all()
+
+
+def test_the_seed_decides_the_search_itself_anew_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.attacks.boundary, "NOISE_STARTS", 0)  # so that every seed starts from the same places
+    model, images = Net(), random_images(6, 8)
+    images, starts = torch.cat([images, images]), torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = predicted(model, images)
+    first, other = (
+        boundary_distances(model, images, labels, steps=2, seed=seed, device=CPU, starts=starts, batch=6) for seed in (0, 1)
+    )
+    assert not first.failed.any()
+    assert (first.distances != other.distances).all()
+    assert (first.distances[:6] != first.distances[6:]).all()
 
 
 # Table VI: Diffence keeps every label, so these attacks get the same answers
