@@ -8,6 +8,7 @@ known points are scored too, on which one of them is fitted. Answers are kept in
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.attacks.contract import Scores
 from common.attacks.repeat import Answers, Asked, averaged, gap, learned, nearby, once
 from common.data.partition import Examples, Split, load_split, pools
 from common.defenses import DEFENSES
@@ -86,16 +88,30 @@ def attack_diffence(run: Run, name: str, scenarios: list[str], m: int, count: in
                 protected = load_protected(served, classifier, selector, DRAWS)
                 settings = made_with | {"selector": asdict(selector), "stable": stable}
                 runs.append(_attack(Service(protected, post, run, folder, settings), split, pieces, m, progress.update))
-    reference = {"loss": once(unprotected), "correctness": gap(unprotected)}
     row = {
         **provenance(run, name, PROTOCOL),
         "m": m,
         **{part: dict.fromkeys(SIDES, len(chosen)) for part, chosen in pieces.items()},
-        "reference": {name: report_of(points, PROTOCOL, run.config.attack) for name, points in reference.items()},
+        "reference": {
+            "loss": _report(once, unprotected, run) | {"draws": 0.0},
+            "correctness": _report(gap, unprotected, run) | {"draws": 0.0},
+        },
         "runs": runs,
     }
-    write_json(run.results_dir(PROTOCOL) / f"attack_diffence-{name}.json", row)
+    write_json(result_path(run, name, m, count), row)
     return row
+
+
+def result_path(run: Run, defense: str, m: int, count: int) -> Path:
+    """Where the row of M questions about `count` images a side lies, beside those of evaluate_mia."""
+    return run.results_dir(PROTOCOL) / f"attack_diffence-{defense}-m{m}-{count}images.json"
+
+
+def _report(attacker: Callable[[Asked], Scores], asked: Asked, run: Run) -> dict[str, Any]:
+    """`report_of` an attacker, and the AUC of the same attacker after membership was shuffled."""
+    null = attacker(asked.dealt_out(derive_seed("null", "attack_diffence", run.seed)))
+    report = report_of(attacker(asked), PROTOCOL, run.config.attack)
+    return report | {"null_auc": report_of(null, PROTOCOL, run.config.attack)["auc"]}
 
 
 def _attack(
@@ -116,20 +132,21 @@ def _attack(
     interval = (selector.low, selector.high) if np.isfinite(selector.low) else None
     images = sum(map(len, labels.values()))
     drawn, cpu = (np.sum([getattr(chunk, name) for chunk in found.values()], axis=0) / images for name in ("drawn", "cpu"))
-    attackers = {
-        "once": (once(same), drawn[0, 0]),
-        "same, mean": (averaged(same), drawn[0].sum()),
-        "near, mean": (averaged(near), drawn[1].sum()),
-        "same, learned": (learned(same, interval), drawn[0].sum()),
-        "near, learned": (learned(near, interval), drawn[1].sum()),
+    learner = partial(learned, interval=interval)
+    attackers: dict[str, tuple[Callable[[Asked], Scores], Asked, float]] = {
+        "once": (once, same, drawn[0, 0]),
+        "same, mean": (averaged, same, drawn[0].sum()),
+        "near, mean": (averaged, near, drawn[1].sum()),
+        "same, learned": (learner, same, drawn[0].sum()),
+        "near, learned": (learner, near, drawn[1].sum()),
     }
     return {
         "scenario": selector.scenario,
         "stable": service.protected.key is not None,
         "interval": list(interval) if interval else None,
         "attacks": {
-            name: report_of(scores, PROTOCOL, service.run.config.attack) | {"draws": float(draws)}
-            for name, (scores, draws) in attackers.items()
+            name: _report(attacker, asked, service.run) | {"draws": float(draws)}
+            for name, (attacker, asked, draws) in attackers.items()
         },
         "cpu_s_per_image": dict(zip(KINDS, cpu.tolist(), strict=True)),
     }

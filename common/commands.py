@@ -165,6 +165,7 @@ def attack_diffence(folder: Path, arguments: Sequence[str]) -> None:
     for option in ("m", "count"):
         require(getattr(parsed, option) > 0, f"--{option} must be at least 1, not {getattr(parsed, option)}.")
     from common.attack_diffence import attack_diffence as attack
+    from common.attack_diffence import result_path
     from common.defenses import DEFENSES, with_options
     from common.report import questions_markdown
     from common.run import open_run
@@ -174,7 +175,7 @@ def attack_diffence(folder: Path, arguments: Sequence[str]) -> None:
     row = attack(run, parsed.defense, parsed.scenario, parsed.m, parsed.count)
     print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, seed {run.seed}: {row['m']} questions an image\n")
     print(questions_markdown(row))
-    print(f"\nJSON row: {run.results_dir('clean') / f'attack_diffence-{parsed.defense}.json'}")
+    print(f"\nJSON row: {result_path(run, parsed.defense, parsed.m, parsed.count)}")
 
 
 def label_only(folder: Path, arguments: Sequence[str]) -> None:
@@ -199,7 +200,8 @@ def label_only(folder: Path, arguments: Sequence[str]) -> None:
 
     check_name("defense", parsed.defense, DEFENSES)
     run = with_options(open_run(folder, parsed))
-    row = attack(run, parsed.defense, parsed.protocol, parsed.count, parsed.steps, parsed.scenario)
+    asked = (run, parsed.defense, parsed.protocol, parsed.count, parsed.steps, parsed.scenario)
+    row = attack(*asked)
     print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, protocol {parsed.protocol}, seed {run.seed}\n")
     print(label_only_markdown(row))
-    print(f"\nJSON row: {result_path(run, parsed.defense, parsed.protocol, parsed.scenario)}")
+    print(f"\nJSON row: {result_path(*asked)}")

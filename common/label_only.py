@@ -47,7 +47,8 @@ def label_only(run: Run, defense: str, protocol: str, count: int, steps: int, sc
     points |= {f"known_{name}": _first(side, places.known, count) for name, side in sides.items()}
     # The attacker's own images, as many for every --count, are where its searches start.
     starts = torch.cat([_first(side, places.known, len(places.known)).pixels(slice(None)) for side in sides.values()])
-    stored = run.outputs_dir / f"label_only-{result_file(defense, scenario)}-{protocol}-{count}images-{steps}steps.npz"
+    result = result_path(run, defense, protocol, count, steps, scenario)
+    stored = run.outputs_dir / f"{result.stem}-{protocol}.npz"
     settings = {
         "weights": sha256(weights_path(run, defense, protocol)),
         "partition": sha256(run.partition_dir / "manifest.json"),
@@ -71,7 +72,7 @@ def label_only(run: Run, defense: str, protocol: str, count: int, steps: int, sc
         "augmentation": {"asked_an_image": len(shifts(1))},
         "correctness": {"asked_an_image": 1},
     }
-    write_json(result_path(run, defense, protocol, scenario), row)
+    write_json(result, row)
     return row
 
 
@@ -97,9 +98,9 @@ def describe(
     }
 
 
-def result_path(run: Run, defense: str, protocol: str, scenario: str | None) -> Path:
-    """Where a row lies: `label_only-<defense>.json`, beside the rows of evaluate_mia."""
-    return run.results_dir(protocol) / f"label_only-{result_file(defense, scenario)}.json"
+def result_path(run: Run, defense: str, protocol: str, count: int, steps: int, scenario: str | None) -> Path:
+    """Where a row lies, beside those of evaluate_mia."""
+    return run.results_dir(protocol) / f"label_only-{result_file(defense, scenario)}-{count}images-{steps}steps.json"
 
 
 def answering_model(

@@ -223,20 +223,21 @@ def label_only_markdown(row: dict[str, Any]) -> str:
 
 def questions_markdown(row: dict[str, Any]) -> str:
     """A row of common/attack_diffence.py as a table: every attacker in every scenario."""
-    lines = [
-        {"Diffence": "without", "attacker": title, **_question_columns(row["reference"][attack])}
-        for attack, title in (("loss", "loss, once"), ("correctness", "gap floor"))
-    ]
+    titles = {"loss": "loss, once", "correctness": "gap floor"}
+    found = [("without", titles[name], attack) for name, attack in row["reference"].items()]
     for run in row["runs"]:
-        title = SCENARIO_TITLES[run["scenario"]] + (", stable" if run["stable"] else "")
-        lines += [{"Diffence": title, "attacker": name, **_question_columns(found)} for name, found in run["attacks"].items()]
-    return pd.DataFrame(lines).to_markdown(index=False, floatfmt=".3f")
-
-
-def _question_columns(attack: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "AUC": attack["auc"],
-        "ACC": attack["accuracy"],
-        "TPR @ FPR": f"{100 * attack['tpr_at_fpr']['rate']:.1f}%",
-        "candidates an image": f"{attack['draws']:.1f}" if "draws" in attack else "-",
-    }
+        scenario = SCENARIO_TITLES[run["scenario"]] + (", stable" if run["stable"] else "")
+        found += [(scenario, attacker, attack) for attacker, attack in run["attacks"].items()]
+    lines = [
+        {
+            "Diffence": scenario,
+            "attacker": attacker,
+            "AUC": f"{attack['auc']:.3f}",
+            "95% interval": "{:.3f} .. {:.3f}".format(*attack["auc_interval"]),
+            "ACC": f"{attack['accuracy']:.3f}",
+            "null AUC": f"{attack['null_auc']:.3f}",
+            "candidates an image": f"{attack['draws']:.1f}",
+        }
+        for scenario, attacker, attack in found
+    ]
+    return as_markdown(pd.DataFrame(lines))

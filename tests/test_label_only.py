@@ -13,7 +13,7 @@ from common.commands import label_only
 ASK = ("--defense", "undefended", "--count", 5, "--steps", 1, "--device", "cpu")
 
 
-def row_of(folder: Path, name: str = "label_only-undefended") -> dict[str, Any]:
+def row_of(folder: Path, name: str = "label_only-undefended-5images-1steps") -> dict[str, Any]:
     (path,) = folder.glob(f"evaluate_MIAs/results/**/{name}.json")
     return json.loads(path.read_text())
 
@@ -42,7 +42,7 @@ def test_the_row_and_diffence_changes_no_number_of_it(call: Call, copied_drawn: 
 
     answer = call(label_only, copied_drawn, *ASK, "--profile", tiny, "--scenario", 3)
     assert answer.code == 0, answer.err
-    defended = row_of(copied_drawn, "label_only-undefended_w_Diffence_scenario3")
+    defended = row_of(copied_drawn, "label_only-undefended_w_Diffence_scenario3-5images-1steps")
     assert defended["diffence"]["scenario"] == "3"
     for key in ("attacks", "boundary", "accuracy", "null"):
         assert defended[key] == row[key]

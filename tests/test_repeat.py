@@ -88,6 +88,20 @@ def test_null(interval: tuple[float, float] | None) -> None:
         assert reach(scores) == pytest.approx(0.5, abs=SAMPLING)
 
 
+def test_dealt_out_answers_say_nothing_of_membership() -> None:
+    """Where the sides never overlap, the null still finds nothing, and keeps every image with its label, scored or known."""
+    asked = noisy([30, -30], 1.0, 1.0, 4)
+    null = asked.dealt_out(0)
+    assert reach(averaged(asked)) == 1
+    for scores in (averaged(null), learned(null, None), gap(null)):
+        assert reach(scores) == pytest.approx(0.5, abs=SAMPLING)
+    for pair in (("members", "non_members"), ("known_members", "known_non_members")):
+        before, after = (np.concatenate([getattr(made, side).logits for side in pair]) for made in (asked, null))
+        np.testing.assert_array_equal(np.sort(before, axis=None), np.sort(after, axis=None))
+        assert (before != after).any()
+    assert (asked.dealt_out(1).members.logits != null.members.logits).any()
+
+
 def test_features_by_hand() -> None:
     """Two answers, one right with phi 2 and one wrong, whose released label has phi 4; the interval ends at 2."""
     made = features(answers(np.array([[2.0, -4.0]])), (0.0, 2.0))
@@ -131,7 +145,7 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: py
     """Killed half-way it continues, and ends with the same row; with `stable` asking again gives nothing."""
     options = ("--profile", tiny, "--device", "cpu", "--defense", "undefended", "--m", 2, "--count", 10)
     run = tiny_run(copied_drawn, tiny)
-    path = run.results_dir("clean") / "attack_diffence-undefended.json"
+    path = run.results_dir("clean") / "attack_diffence-undefended-m2-10images.json"
     assert call(attack_diffence, copied_drawn, *options).code == 0
     whole = json.loads(path.read_text())
     questions = run.outputs_dir / "undefended-questions"
@@ -170,7 +184,8 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: py
         single.pop("threshold"), mean.pop("threshold")  # a mean of equal numbers, up to rounding
         assert (single == mean) == one["stable"]
     assert answer.out.count("| scenario 1, stable | ") == 5
-    assert f"| without            | gap floor     | {row['reference']['correctness']['auc']:.3f} |" in answer.out
+    assert f"| without            | gap floor     | {row['reference']['correctness']['auc']:.3f} | " in answer.out
+    assert f"| {row['runs'][-1]['attacks']['near, learned']['null_auc']:.3f} " in answer.out
 
 
 @pytest.mark.parametrize(

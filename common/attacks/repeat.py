@@ -62,6 +62,18 @@ class Asked:
         """`rule` on all four: Answers of n images -> scores [n], higher = more likely a member."""
         return Scores(rule(self.members), rule(self.non_members), rule(self.known_members), rule(self.known_non_members))
 
+    def dealt_out(self, seed: int) -> "Asked":
+        """The null: membership shuffled among the scored images, and among the known ones."""
+        rng = np.random.default_rng(seed)
+        scored = _dealt_out(self.members, self.non_members, rng)
+        return Asked(*scored, *_dealt_out(self.known_members, self.known_non_members, rng))
+
+
+def _dealt_out(members: Answers, non_members: Answers, rng: np.random.Generator) -> tuple[Answers, Answers]:
+    logits, labels = (np.concatenate([getattr(side, part) for side in (members, non_members)]) for part in ("logits", "labels"))
+    order, cut = rng.permutation(len(labels)), len(members.labels)
+    return Answers(logits[order[:cut]], labels[order[:cut]]), Answers(logits[order[cut:]], labels[order[cut:]])
+
 
 def gap(asked: Asked) -> Scores:
     """Whether the first answer is right: the floor that no defense which keeps labels can push an attacker below."""
