@@ -1,5 +1,6 @@
-"""Shared by the tests: a copy of the source tree in which the real scripts run, and a profile that takes seconds."""
+"""Shared by the tests: a copy of the source tree in which the real scripts run, a profile that takes seconds, drawn inputs."""
 
+import math
 import os
 import resource
 import shutil
@@ -13,10 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
+from torch import nn
 
+from common.attacks import Outputs
 from common.cli import run_script as run_command
-from common.data.partition import load_split
+from common.config import Config, Data, Model, Train
+from common.data.partition import Examples, Split, load_split
 from common.data.sources import Source
 from common.data.synthetic import generate
 from common.diffence.candidates import draw_all
@@ -26,6 +31,9 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"  # real data, beside the repository where it is developed
 DATASETS = ("cifar10", "cifar100", "svhn", "synthetic")
 MADE_BY_RUNS = ("data", "final-all-models", "diff_models", "candidates", "outputs", "results", "__pycache__")
+CLASSES = 10  # of random examples and of planted predictions
+SMALLEST = Model(width=4, depth=1)
+BATCH = 16  # of `defense_run`
 
 TINY = """
 data: {members: 200, reference: 100, non_members: 200, fit: 40, known: 60, scored: 100}
@@ -167,6 +175,45 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def halves(models: int, points: int, seed: int) -> np.ndarray:
     """Which of `models` shadow models trains on which of `points` points: bool [models, points], each point in half of them."""
     return np.random.default_rng(seed).random((models, points)).argsort(axis=0) < models // 2
+
+
+def random_examples(count: int, seed: int) -> Examples:
+    """Pixels and labels drawn uniformly: nothing to learn but the examples themselves."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return Examples(images, torch.randint(0, CLASSES, (count,), generator=generator))
+
+
+def random_split(data: Data) -> Split:
+    """Random examples in the numbers of `data`."""
+    return Split(random_examples(data.members, 1), random_examples(data.reference, 2), random_examples(data.non_members, 3))
+
+
+def defense_run(
+    folder: Path, defense: str, data: Data, options: dict[str, Any], *, model: Model = SMALLEST, **train: Any
+) -> Run:
+    """A run for `random_split(data)` where no profile is: `options` go to the defense, `train` to `Train`."""
+    config = Config(data=data, model=model, train=Train(batch_size=BATCH, **train), defenses={defense: options})
+    return Run(folder / "synthetic", "small", config, 0, torch.device("cpu"))
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The module's parameters and buffers as they are now."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are equal, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def planted(n: int, mean: float, seed: int, spread: float = 1.0) -> Outputs:
+    """n predictions whose log-odds of the true label are N(mean, spread); labels are uniform and tell nothing."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    logits = np.zeros((n, CLASSES))
+    logits[np.arange(n), labels] = rng.normal(mean, spread, n) + math.log(CLASSES - 1)
+    return Outputs(logits, labels)
 
 
 def refusal(answer: Answer) -> str:

@@ -1,4 +1,4 @@
-"""AdvReg: the penalty and its gradient, two networks that leave each other alone, the schedule, and resuming."""
+"""AdvReg's game: the penalty and its gradient in closed form, two networks that leave each other alone, the schedule."""
 
 import math
 from collections.abc import Callable
@@ -8,44 +8,26 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import stop_after
+from conftest import CLASSES, defense_run, random_split, same, snapshot
 from torch import nn
 
-from common.config import Config, Data, Model, Train
-from common.data.partition import Examples, Split
-from common.defenses import advreg
+from common.config import Data
 from common.defenses.advreg import AdvReg, InferenceNet, Options
-from common.errors import UserError
 from common.run import Run
-from common.targets import load_target, options_of, target_classifier
+from common.targets import options_of, target_classifier
 from common.training import Objective, fit
 
 CPU = torch.device("cpu")
-CLASSES = 10
+DATA = Data(members=48, reference=40, non_members=24, fit=4, known=4, scored=4)
+QUICK = {"attack_batches": 2, "defender_batches": 1, "warmup_attack_passes": 1}
 
 
-def examples(count: int, seed: int) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return Examples(images, torch.randint(0, CLASSES, (count,), generator=generator))
-
-
-def make_run(folder: Path, epochs: int = 3, **options: Any) -> Run:
-    config = Config(
-        data=Data(members=48, reference=40, non_members=24, fit=4, known=4, scored=4),
-        model=Model(width=4, depth=1),
-        train=Train(epochs=epochs, batch_size=16),
-        defenses={"advreg": {"attack_batches": 2, "defender_batches": 1, "warmup_attack_passes": 1, **options}},
-    )
-    return Run(folder / "synthetic", "small", config, 0, CPU)
-
-
-def make_split() -> Split:
-    return Split(examples(48, 1), examples(40, 2), examples(24, 3))
+def make_run(folder: Path, **options: Any) -> Run:
+    return defense_run(folder, "advreg", DATA, QUICK | options, epochs=3)
 
 
 def game(run: Run) -> AdvReg:
-    split = make_split()
+    split = random_split(DATA)
     return AdvReg(
         target_classifier(run),
         InferenceNet(CLASSES, seed=5),
@@ -64,14 +46,6 @@ def loud(attacker: InferenceNet) -> InferenceNet:
         if isinstance(module, nn.Linear):
             module.reset_parameters()
     return attacker
-
-
-def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_the_inference_network_as_published() -> None:
@@ -109,7 +83,7 @@ def test_an_undecided_attacker_adds_nothing(tmp_path: Path, penalty: str) -> Non
 
 def test_alpha_0_trains_as_undefended_bit_for_bit(tmp_path: Path) -> None:
     run = make_run(tmp_path, alpha=0.0)
-    plain = Objective(target_classifier(run), make_split().members, run.config.train, CPU)
+    plain = Objective(target_classifier(run), random_split(DATA).members, run.config.train, CPU)
     fit(game(run), tmp_path / "advreg.pt", {}, 0, "")
     fit(plain, tmp_path / "plain.pt", {}, 0, "")
     made = [torch.load(tmp_path / f"{name}.pt", weights_only=True)["model"] for name in ("advreg", "plain")]
@@ -267,54 +241,3 @@ def test_draws_of_the_attacker_differ_by_epoch_and_leave_the_global_generator_al
         objective.attack(2)
         assert torch.equal(torch.get_rng_state(), state)
     assert first[0] == first[2] != first[1]
-
-
-def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight, killed = make_run(tmp_path / "a", epochs=3), make_run(tmp_path / "b", epochs=3)
-    advreg.train(straight, make_split())
-    for start in (1, 2):  # killed at the start of the second epoch, the first of the game, then of the third
-        with monkeypatch.context() as patch:
-            patch.setattr(AdvReg, "batches", stop_after(1, AdvReg.batches))
-            with pytest.raises(KeyboardInterrupt):
-                advreg.train(killed, make_split())
-        assert (killed.models_dir / "advreg.resume.pt").is_file(), start
-    advreg.train(killed, make_split())
-    for name in ("advreg.pt", "advreg.best.pt"):
-        a, b = (torch.load(run.models_dir / name, weights_only=True) for run in (straight, killed))
-        assert same(a["model"], b["model"])
-        assert [row["loss"] for row in a["history"]] == [row["loss"] for row in b["history"]]
-    loaded = load_target(killed, "advreg", "clean", target_classifier(killed))
-    assert same(loaded.state_dict(), torch.load(killed.models_dir / "advreg.pt", weights_only=True)["model"])
-
-
-def test_the_penalty_changes_training(tmp_path: Path) -> None:
-    """Under a large alpha, f ends elsewhere than undefended: the game is really played."""
-    run = make_run(tmp_path, epochs=2, attack_lr=1e-2, alpha=100.0)
-    plain = Objective(target_classifier(run), make_split().members, run.config.train, CPU)
-    fit(plain, tmp_path / "plain.pt", {}, 0, "")
-    assert not same(advreg.train(run, make_split()).state_dict(), plain.model.state_dict())
-
-
-def test_no_reference_images(tmp_path: Path) -> None:
-    split = make_split()
-    with pytest.raises(UserError, match=r"data\.reference"):
-        advreg.train(make_run(tmp_path), Split(split.members, split.reference.take(slice(0)), split.non_members))
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"alpha": -1.0}, "alpha"),
-        ({"attack_batches": -1}, "attack_batches"),
-        ({"defender_batches": -2}, "defender_batches"),
-        ({"warmup_epochs": -1}, "warmup_epochs"),
-        ({"warmup_attack_passes": -1}, "warmup_attack_passes"),
-        ({"attack_lr": 0.0}, "attack_lr"),
-        ({"penalty": "log"}, "penalty"),
-        ({"schedule": "papers"}, "schedule"),
-        ({"alhpa": 1.0}, "alhpa"),
-    ],
-)
-def test_refusals(tmp_path: Path, options: dict[str, Any], named: str) -> None:
-    with pytest.raises(UserError, match=named):
-        options_of(make_run(tmp_path, **options), "advreg", Options)

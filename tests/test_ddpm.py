@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import same
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -40,10 +41,6 @@ def constant(value: int, count: int = 4) -> Examples:
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     return dict(load_file(run.ddpm_dir / "unet" / "diffusion_pytorch_model.safetensors"))
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def flat(unet: nn.Module) -> torch.Tensor:

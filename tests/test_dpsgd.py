@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import stop_after
+from conftest import BATCH, SMALLEST, defense_run, random_examples, random_split, same, snapshot, stop_after
 from scipy.stats import chi2
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.config import Config, Data, Model, Train
-from common.data.partition import Examples, Split
+from common.config import Data, Model
 from common.defenses import DEFENSES, dpsgd
 from common.defenses.dpsgd import DPSGD, Options
 from common.errors import UserError
@@ -23,47 +22,24 @@ from common.training import Objective, predict
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
 CPU = torch.device("cpu")
-MEMBERS, BATCH = 48, 16
+MEMBERS = 48
+DATA = Data(members=MEMBERS, reference=8, non_members=24, fit=4, known=4, scored=4)
 
 
-def examples(count: int, seed: int) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return Examples(images, torch.randint(0, 10, (count,), generator=generator))
-
-
-def make_run(folder: Path, model: Model = Model(width=4, depth=1), epochs: int = 3, **options: Any) -> Run:  # noqa: B008
-    config = Config(
-        data=Data(members=MEMBERS, reference=8, non_members=24, fit=4, known=4, scored=4),
-        model=model,
-        train=Train(epochs=epochs, batch_size=BATCH),
-        defenses={"dpsgd": options},
-    )
-    return Run(folder / "synthetic", "small", config, 0, CPU)
-
-
-def make_split() -> Split:
-    return Split(examples(MEMBERS, 1), examples(8, 2), examples(24, 3))
+def make_run(folder: Path, model: Model = SMALLEST, epochs: int = 3, **options: Any) -> Run:
+    return defense_run(folder, "dpsgd", DATA, options, model=model, epochs=epochs)
 
 
 def private(run: Run) -> DPSGD:
-    objective = DPSGD(dpsgd.build(run), make_split().members, run.config.train, CPU, options_of(run, "dpsgd", Options))
+    objective = DPSGD(dpsgd.build(run), random_split(DATA).members, run.config.train, CPU, options_of(run, "dpsgd", Options))
     objective.model.train()
     return objective
-
-
-def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_without_noise_and_clipping_it_is_plain_sgd(tmp_path: Path) -> None:
     run = make_run(tmp_path, noise_multiplier=0.0, max_grad_norm=1e9)
     made = private(run)
-    plain = Objective(dpsgd.build(run), make_split().members, run.config.train, CPU)
+    plain = Objective(dpsgd.build(run), random_split(DATA).members, run.config.train, CPU)
     plain.model.train()
     made.private.original_optimizer = torch.optim.SGD(made.model.parameters(), lr=0.01)
     plain.optimizer = torch.optim.SGD(plain.model.parameters(), lr=0.01)
@@ -121,7 +97,7 @@ def test_poisson_batches(tmp_path: Path) -> None:
 
 
 def test_an_empty_batch_is_a_step_of_noise(tmp_path: Path) -> None:
-    for model in (Model(width=4, depth=1), Model("vit", width=8, depth=1)):
+    for model in (SMALLEST, Model("vit", width=8, depth=1)):
         objective = private(make_run(tmp_path, model))
         before = snapshot(objective.model)
         assert objective.step(torch.empty(0, dtype=torch.int64), 0) == (0.0, 0)
@@ -175,7 +151,7 @@ def test_epsilon(tmp_path: Path) -> None:
 
 def test_facts(tmp_path: Path) -> None:
     run = make_run(tmp_path, noise_multiplier=1.1, epochs=1)
-    model = dpsgd.train(run, make_split())
+    model = dpsgd.train(run, random_split(DATA))
     facts = torch.load(run.models_dir / "dpsgd.pt", weights_only=True)["facts"]
     assert {name: facts[name] for name in ("delta", "noise_multiplier", "sample_rate", "steps")} == {
         "delta": 1e-5,
@@ -193,7 +169,7 @@ def test_facts(tmp_path: Path) -> None:
 
 def test_target_epsilon_is_met(tmp_path: Path) -> None:
     run = make_run(tmp_path, epochs=2, target_epsilon=8.0)
-    dpsgd.train(run, make_split())
+    dpsgd.train(run, random_split(DATA))
     facts = torch.load(run.models_dir / "dpsgd.pt", weights_only=True)["facts"]
     assert 7.9 < facts["epsilon"] <= 8
     assert facts["noise_multiplier"] > 0.3
@@ -205,7 +181,7 @@ def test_the_private_setting_is_a_defense_of_its_own(tmp_path: Path) -> None:
     """`--defense dpsgd-private` spends at most 8 without an option set, and lies beside the paper's setting."""
     run = make_run(tmp_path, epochs=2)
     defense = DEFENSES["dpsgd-private"]
-    defense.train(run, make_split())
+    defense.train(run, random_split(DATA))
     path = run.models_dir / "dpsgd-private.pt"
     assert 7.9 < torch.load(path, weights_only=True)["facts"]["epsilon"] <= 8
     assert not (run.models_dir / "dpsgd.pt").exists()
@@ -254,20 +230,20 @@ def test_every_parameter_of_the_fixed_model_is_trained(tmp_path: Path) -> None:
 def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     model = Model(name, width=8, depth=1)
     straight, killed = make_run(tmp_path / "a", model), make_run(tmp_path / "b", model)
-    made = dpsgd.train(straight, make_split())
+    made = dpsgd.train(straight, random_split(DATA))
     for _ in range(2):  # after the first epoch, then after the second
         with monkeypatch.context() as patch:
             patch.setattr(DPSGD, "batches", stop_after(1, DPSGD.batches))
             with pytest.raises(KeyboardInterrupt):
-                dpsgd.train(killed, make_split())
-    dpsgd.train(killed, make_split())
+                dpsgd.train(killed, random_split(DATA))
+    dpsgd.train(killed, random_split(DATA))
     a, b = (torch.load(run.models_dir / "dpsgd.pt", weights_only=True) for run in (straight, killed))
     assert same(a["model"], b["model"])
     assert a["facts"] == b["facts"]
     assert a["facts"]["steps"] == 9
     assert [row["loss"] for row in a["history"]] == [row["loss"] for row in b["history"]]
     loaded = load_target(killed, "dpsgd", "clean", dpsgd.build(killed))  # plain keys
-    members = make_split().members
+    members = random_split(DATA).members
     # `made` was trained contiguous, `loaded` serves in channels_last: the same weights, rounded differently.
     torch.testing.assert_close(predict(loaded, members, CPU), predict(made, members, CPU), atol=1e-5, rtol=1e-3)
     load_target(killed, "dpsgd", "released", dpsgd.build(killed))
@@ -276,7 +252,7 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pyte
 def test_a_batch_larger_than_the_members(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     with pytest.raises(UserError, match="batch_size = 16 exceeds the 10 members"):
-        DPSGD(dpsgd.build(run), examples(10, 0), run.config.train, CPU, Options())
+        DPSGD(dpsgd.build(run), random_examples(10, 0), run.config.train, CPU, Options())
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import defense_run, random_examples, random_split
 from torch import nn
 
 from common.calibration import ece
-from common.config import Config, Data, Model, Train
-from common.data.partition import Examples, Split
+from common.config import Data, Train
 from common.defenses import hamp
 from common.errors import UserError
 from common.run import Run
 from common.targets import load_target, options_of, settings_of, target_classifier
 from common.training import Objective, fit, predict
 
+DATA = Data(members=48, reference=8, non_members=32, fit=4, known=4, scored=4)
 # classes, gamma, the true class's share after the released search, its entropy above gamma log C, the exact share
 TABLE = [
     (10, 0.5, 0.73, 0.0252, 0.73785),
@@ -37,30 +38,14 @@ TABLE = [
 ]
 
 
-def examples(count: int, seed: int) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return Examples(images, torch.randint(0, 10, (count,), generator=generator))
-
-
 def make_run(folder: Path, **options: Any) -> Run:
-    config = Config(
-        data=Data(members=48, reference=8, non_members=32, fit=4, known=4, scored=4),
-        model=Model(width=4, depth=1),
-        train=Train(epochs=2, batch_size=16),
-        defenses={"hamp": options} if options else {},
-    )
-    return Run(folder / "synthetic", "small", config, 0, torch.device("cpu"))
-
-
-def make_split() -> Split:
-    return Split(examples(48, 1), examples(8, 2), examples(32, 3))
+    return defense_run(folder, "hamp", DATA, options, epochs=2)
 
 
 def objective(options: hamp.Options, classes: int = 10) -> hamp.Hamp:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, classes))
     soft = hamp.soft_labels(classes, options.gamma, options.search)
-    return hamp.Hamp(model, examples(8, 0), Train(), torch.device("cpu"), options, soft.double())
+    return hamp.Hamp(model, random_examples(8, 0), Train(), torch.device("cpu"), options, soft.double())
 
 
 def loss_and_gradient(options: hamp.Options, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
@@ -171,7 +156,7 @@ def test_confident_logits_give_finite_gradients() -> None:
 
 
 def test_training_makes_confidences_low_and_calibration_worse(tmp_path: Path) -> None:
-    members, config = examples(64, 5), Train(epochs=60, batch_size=32)
+    members, config = random_examples(64, 5), Train(epochs=60, batch_size=32)
     plain = Objective(linear(), members, config, torch.device("cpu"))
     options = hamp.Options()
     high = hamp.Hamp(linear(), members, config, torch.device("cpu"), options, hamp.soft_labels(10, options.gamma))
@@ -199,7 +184,7 @@ def test_output_modification_keeps_ranks_and_takes_the_random_images_logits(tmp_
     run = make_run(tmp_path, test_time=True)
     modified, plain = hamp.build(run).eval(), target_classifier(run).eval()
     assert isinstance(modified, hamp.OutputModification)
-    images = examples(40, 7).pixels(slice(None))
+    images = random_examples(40, 7).pixels(slice(None))
     with torch.no_grad():
         before, after = plain(images), modified(images)
         random_logits = plain(modified.random_images(images))
@@ -215,13 +200,13 @@ def test_tied_logits_keep_all_values() -> None:
 
     base = hamp.Classifier(Ties(), (0.0,) * 3, (1.0,) * 3)
     modified = hamp.OutputModification(base, 0)
-    images = examples(50, 8).pixels(slice(None))
+    images = random_examples(50, 8).pixels(slice(None))
     assert torch.equal(modified(images).sort(1).values, base(modified.random_images(images)).sort(1).values)
 
 
 def test_the_same_image_gets_the_same_answer(tmp_path: Path) -> None:
     modified = hamp.OutputModification(hamp.Classifier(nn.Identity(), (0.0,) * 3, (1.0,) * 3), 0)
-    images = examples(6, 9).pixels(slice(None))
+    images = random_examples(6, 9).pixels(slice(None))
     torch.manual_seed(123)
     first = modified.random_images(images)
     assert torch.equal(first, modified.random_images(images))  # asked again, whatever was drawn between
@@ -245,7 +230,7 @@ def test_random_images_are_uniform_over_all_256_values() -> None:
 
 
 def test_train_writes_a_checkpoint_that_both_modules_load(tmp_path: Path) -> None:
-    run, split = make_run(tmp_path), make_split()
+    run, split = make_run(tmp_path), random_split(DATA)
     trained = hamp.train(run, split)
     logits = predict(trained, split.non_members, run.device)
     plain = load_target(run, "hamp", "clean", hamp.build(run))
@@ -265,7 +250,7 @@ def test_train_uses_its_own_loss_and_options(tmp_path: Path) -> None:
     losses = []
     for name, options in (("a", {}), ("b", {"gamma": 0.5}), ("c", {"scaling": "per_sample"}), ("d", {"search": "exact"})):
         run = make_run(tmp_path / name, **options)
-        hamp.train(run, make_split())
+        hamp.train(run, random_split(DATA))
         checkpoint = torch.load(run.models_dir / "hamp.pt", weights_only=True)
         assert checkpoint["settings"] == settings_of(run, "hamp")
         losses.append(checkpoint["history"][-1]["loss"])

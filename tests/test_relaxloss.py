@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import defense_run, random_examples, random_split
 from torch import nn
 
-from common.config import Config, Data, Model, Train
-from common.data.partition import Examples, Split
+from common.config import Data, Train
 from common.defenses import relaxloss
 from common.errors import UserError
 from common.run import Run
@@ -18,29 +18,14 @@ from common.targets import load_target, options_of, settings_of, target_classifi
 from common.training import Objective, fit, predict
 
 CPU = torch.device("cpu")
+DATA = Data(members=48, reference=8, non_members=32, fit=4, known=4, scored=4)
 EVEN, ODD = 0, 1  # epochs count from 0
 WRONG, RIGHT = torch.tensor([0]), torch.tensor([2])  # labels of LOGITS, whose argmax is 2
 LOGITS = torch.tensor([[0.5, -1.0, 1.5, 0.2, 0.0, 0.3, -0.4, 0.1, 0.9, -0.2]], dtype=torch.float64)
 
 
-def examples(count: int, seed: int) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return Examples(images, torch.randint(0, 10, (count,), generator=generator))
-
-
 def make_run(folder: Path, **options: Any) -> Run:
-    config = Config(
-        data=Data(members=48, reference=8, non_members=32, fit=4, known=4, scored=4),
-        model=Model(width=4, depth=1),
-        train=Train(epochs=3, batch_size=16),
-        defenses={"relaxloss": options} if options else {},
-    )
-    return Run(folder / "synthetic", "small", config, 0, CPU)
-
-
-def make_split() -> Split:
-    return Split(examples(48, 1), examples(8, 2), examples(32, 3))
+    return defense_run(folder, "relaxloss", DATA, options, epochs=3)
 
 
 def linear() -> nn.Module:
@@ -49,7 +34,7 @@ def linear() -> nn.Module:
 
 
 def objective(**options: Any) -> relaxloss.RelaxLoss:
-    return relaxloss.RelaxLoss(linear(), examples(8, 0), Train(), CPU, relaxloss.Options(**options))
+    return relaxloss.RelaxLoss(linear(), random_examples(8, 0), Train(), CPU, relaxloss.Options(**options))
 
 
 def gradient(logits: torch.Tensor, labels: torch.Tensor, epoch: int, **options: Any) -> torch.Tensor:
@@ -179,7 +164,7 @@ def history(folder: Path, made: Objective) -> list[dict[str, float]]:
 
 
 def test_alpha_zero_is_plain_training(tmp_path: Path) -> None:
-    split, config = make_split(), Train(epochs=4, batch_size=16)
+    split, config = random_split(DATA), Train(epochs=4, batch_size=16)
     target = target_classifier(make_run(tmp_path))
     plain = Objective(target, split.members, config, CPU)
     relaxed = relaxloss.RelaxLoss(
@@ -201,7 +186,7 @@ def test_the_loss_hovers_around_alpha(tmp_path: Path, alpha: float) -> None:
             self.seen.append(F.cross_entropy(logits, labels).item())
             return super().loss(logits, labels, index, epoch)
 
-    members, config = examples(128, 6), Train(epochs=80, batch_size=32, lr=5e-4)
+    members, config = random_examples(128, 6), Train(epochs=80, batch_size=32, lr=5e-4)
     watched = Watched(linear(), members, config, CPU, relaxloss.Options(alpha=alpha))
     watched.seen = []
     fit(watched, tmp_path / "relaxed.pt", {}, 0, "")
@@ -211,7 +196,7 @@ def test_the_loss_hovers_around_alpha(tmp_path: Path, alpha: float) -> None:
 
 
 def test_train_writes_a_checkpoint_of_its_own_loss(tmp_path: Path) -> None:
-    run, split = make_run(tmp_path, alpha=2.0), make_split()
+    run, split = make_run(tmp_path, alpha=2.0), random_split(DATA)
     trained = relaxloss.train(run, split)
     loaded = load_target(run, "relaxloss", "clean", target_classifier(run))
     assert torch.equal(*(predict(model, split.non_members, CPU) for model in (trained, loaded)))
@@ -240,4 +225,4 @@ def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any], sent
 
 def test_an_alpha_above_the_loss_of_guessing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"alpha = 3.0 is no less than log 10 = 2.303.*lower it"):
-        relaxloss.train(make_run(tmp_path, alpha=3.0), make_split())
+        relaxloss.train(make_run(tmp_path, alpha=3.0), random_split(DATA))

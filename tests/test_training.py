@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import run_script, script_environment, write_profile
+from conftest import random_examples, run_script, same, script_environment, write_profile
 from torch import nn
 
 from common import files, training
@@ -27,13 +27,7 @@ EPOCHS = 4
 SETTINGS = {"defense": "none", "seed": 3}
 
 
-def examples(count: int, seed: int) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return Examples(images, torch.randint(0, 10, (count,), generator=generator))
-
-
-MEMBERS, TEST = examples(24, 1), examples(30, 2)
+MEMBERS, TEST = random_examples(24, 1), random_examples(30, 2)
 
 
 class Killed(BaseException):
@@ -49,10 +43,6 @@ def plain(epochs: int = EPOCHS) -> Objective:
 
 def train(path: Path, objective: Objective | None = None, **settings: Any) -> dict[str, Any]:
     return fit(objective or plain(), path, SETTINGS | settings, 3, "python train.py", TEST)
-
-
-def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def without_time(history: list[dict[str, float]]) -> list[dict[str, float]]:

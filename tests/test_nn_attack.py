@@ -1,208 +1,26 @@
-"""Every attack against known answers: closed forms, planted signals, and no signal at all."""
+"""The NN attack: planted signals against the best attack's closed form, no signal at all, and training as released."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from conftest import CLASSES, planted
 
 from common import metrics
-from common.attacks import ATTACKS, METRIC_ATTACKS, TRAINED, Known, NNOptions, Outputs, Scores, nn
+from common.attacks import ATTACKS, Known, NNOptions, Outputs, Scores, nn
 from common.errors import UserError
 from common.metrics import Floats
 
-CLASSES = 10
 QUICK = NNOptions(nn_epochs=20)
-
-
-def planted(n: int, mean: float, seed: int, spread: float = 1.0) -> Outputs:
-    """n predictions whose log-odds of the true label are N(mean, spread); labels are uniform and tell nothing."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, CLASSES, n)
-    logits = np.zeros((n, CLASSES))
-    logits[np.arange(n), labels] = rng.normal(mean, spread, n) + math.log(CLASSES - 1)
-    return Outputs(logits, labels)
 
 
 def together(*parts: Outputs) -> Outputs:
     return Outputs(np.concatenate([p.logits for p in parts]), np.concatenate([p.labels for p in parts]))
 
 
-def of_probabilities(p: list[float] | Floats, label: int) -> Outputs:
-    return Outputs(np.log(np.asarray(p, dtype=float))[None], np.array([label]))
-
-
-def score(name: str, outputs: Outputs) -> float:
-    return float(METRIC_ATTACKS[name](outputs)[0])
-
-
 def auc_of(scores: Scores) -> float:
     return metrics.auc(scores.members, scores.non_members)
-
-
-# Outputs
-
-
-def test_outputs_are_float64_whatever_comes_in() -> None:
-    outputs = Outputs(np.array([[1, 2, 3]], dtype=np.float32), np.array([2], dtype=np.uint8))
-    assert (outputs.logits.dtype, outputs.labels.dtype) == (np.float64, np.int64)
-    assert (len(outputs), outputs.classes) == (1, 3)
-    np.testing.assert_allclose(outputs.probabilities, [[0.09003057, 0.24472847, 0.66524096]], rtol=1e-7)
-    np.testing.assert_allclose(outputs.loss, [-math.log(0.66524096)], rtol=1e-7)
-
-
-def test_probabilities_and_loss_of_large_logits() -> None:
-    outputs = Outputs(np.array([[1000.0, 0, 0], [1000.0, 0, 0], [60.0, 0, 0]]), np.array([0, 1, 0]))
-    np.testing.assert_array_equal(outputs.probabilities[:2], [[1, 0, 0], [1, 0, 0]])
-    assert outputs.loss[0] == 0
-    assert outputs.loss[1] == pytest.approx(1000, rel=1e-12)
-    assert outputs.loss[2] == pytest.approx(2 * math.exp(-60), rel=1e-12)  # not rounded to 0
-
-
-def test_take_picks_images() -> None:
-    outputs = planted(5, 0, seed=0)
-    taken = outputs.take(np.array([3, 1]))
-    np.testing.assert_array_equal(taken.logits, outputs.logits[[3, 1]])
-    np.testing.assert_array_equal(taken.labels, outputs.labels[[3, 1]])
-
-
-@pytest.mark.parametrize(
-    ("logits", "labels", "sentence"),
-    [
-        (np.array([[0, np.nan], [0, 1], [np.inf, 0]]), [0, 1, 0], "2 of 3 rows"),
-        (np.zeros((2, 3)), [0, 3], r"integers in 0\.\.2"),
-        (np.zeros((2, 3)), [0, -1], r"integers in 0\.\.2"),
-        (np.zeros((2, 3)), [0.0, 1.0], r"integers in 0\.\.2"),
-        (np.zeros((2, 3)), [0], "logits"),
-        (np.zeros((2, 1)), [0, 0], "logits"),
-        (np.zeros(3), 0, "logits"),
-        (np.zeros((0, 3)), [], "logits"),
-    ],
-)
-def test_outputs_refuse(logits: Floats, labels: list, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        Outputs(logits, np.asarray(labels))
-
-
-# attacks that threshold one number
-
-
-@pytest.mark.parametrize(("classes", "expected"), [(10, 2.16715), (100, 4.56907)])
-def test_m_entropy_of_the_uniform_prediction(classes: int, expected: float) -> None:
-    c = classes
-    formula = (1 - 1 / c) * (math.log(c) + math.log(c / (c - 1)))
-    assert formula == pytest.approx(expected, abs=5e-6)
-    assert -score("m-entropy", of_probabilities([1 / c] * c, 0)) == pytest.approx(formula, abs=1e-12)
-
-
-@pytest.mark.parametrize(("label", "expected"), [(0, 0.214005), (1, 1.685562)])
-def test_m_entropy_of_two_classes(label: int, expected: float) -> None:
-    p_label = (0.7, 0.3)[label]
-    m = -score("m-entropy", of_probabilities([0.7, 0.3], label))
-    assert m == pytest.approx(expected, abs=5e-7)
-    assert m == pytest.approx(-2 * (1 - p_label) * math.log(p_label), abs=1e-12)
-
-
-def test_m_entropy_of_certainty() -> None:
-    certain = np.array([[500.0, 0, 0], [500.0, 0, 0]])
-    right, wrong = METRIC_ATTACKS["m-entropy"](Outputs(certain, np.array([0, 1])))
-    assert right == pytest.approx(0, abs=1e-12)
-    assert -wrong == pytest.approx(2 * 30 * math.log(10), abs=1e-10)
-    assert -wrong == pytest.approx(138.1551, abs=5e-5)
-
-
-def test_m_entropy_is_the_formula_of_song_and_mittal() -> None:
-    rng = np.random.default_rng(0)
-    logits, labels = rng.normal(0, 3, (200, 6)), rng.integers(0, 6, 200)
-    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    expected = []
-    for row, y in zip(p, labels, strict=True):
-        others = sum(-q * math.log(1 - q) for k, q in enumerate(row) if k != y)
-        expected.append(-(1 - row[y]) * math.log(row[y]) + others)
-    np.testing.assert_allclose(-METRIC_ATTACKS["m-entropy"](Outputs(logits, labels)), expected, rtol=1e-9)
-
-
-def test_m_entropy_falls_with_the_true_probability_and_rises_with_the_others() -> None:
-    """Mass moved to the true class raises the score; mass moved from it to any other class lowers it."""
-    p, h = np.array([0.3, 0.4, 0.2, 0.1]), 1e-4
-    here = score("m-entropy", of_probabilities(p, 0))
-    for k in (1, 2, 3):
-        move = h * (np.eye(4)[0] - np.eye(4)[k])
-        up, down = (score("m-entropy", of_probabilities(p + sign * move, 0)) for sign in (1, -1))
-        assert up > here > down
-
-
-@pytest.mark.parametrize("phi", [30.0, 60.0, -30.0, -60.0])
-def test_m_entropy_is_precise_where_p_rounds_to_one(phi: float) -> None:
-    """Two classes: M = -2 (1 - p_y) ln p_y with 1 - p_y = 1 / (1 + e^phi), which is 0 as a difference beyond phi = 37."""
-    expected = 2 / (1 + math.exp(phi)) * (math.log1p(math.exp(-phi)))
-    assert -score("m-entropy", Outputs(np.array([[phi, 0.0]]), np.array([0]))) == pytest.approx(expected, rel=1e-9, abs=0)
-
-
-def test_entropy() -> None:
-    assert score("entropy", of_probabilities([0.1] * 10, 3)) == pytest.approx(-math.log(10), abs=1e-12)
-    assert score("entropy", Outputs(np.array([[1000.0, 0, 0]]), np.array([1]))) == 0
-    expected = 0.7 * math.log(0.7) + 0.3 * math.log(0.3)
-    for label in (0, 1):
-        assert score("entropy", of_probabilities([0.7, 0.3], label)) == pytest.approx(expected, abs=1e-12)
-
-
-def test_loss_and_confidence_are_log_p_of_the_true_label() -> None:
-    for name in ("loss", "confidence"):
-        assert score(name, of_probabilities([0.7, 0.2, 0.1], 1)) == pytest.approx(math.log(0.2), abs=1e-12)
-
-
-@pytest.mark.parametrize("name", ["loss", "confidence", "m-entropy"])
-def test_a_certain_mistake_is_the_least_member_like(name: str) -> None:
-    """In float32, p_y of the last row is exactly 0; the released code gives that the most member-like loss of all."""
-    logits = np.array([[120.0, 0, 0], [3, 0, 0], [0, 0, 0], [0, 3, 0], [0, 120, 0]], dtype=np.float32)
-    assert torch.softmax(torch.from_numpy(logits), dim=1)[4, 0] == 0
-    scores = METRIC_ATTACKS[name](Outputs(logits.astype(np.float64), np.zeros(5, dtype=int)))
-    assert (np.diff(scores) < 0).all()
-
-
-def test_confidence_does_not_tie_the_surest_members() -> None:
-    scores = METRIC_ATTACKS["confidence"](Outputs(np.array([[40.0, 0], [60, 0], [80, 0]]), np.zeros(3, dtype=int)))
-    assert scores[0] < scores[1] < scores[2] < 0
-
-
-def test_correctness_is_the_gap_attack() -> None:
-    """AUC and best accuracy are (training accuracy + 1 - test accuracy) / 2."""
-    members = Outputs(np.eye(3)[[0] * 9 + [1]], np.zeros(10, dtype=int))  # accuracy .9
-    others = Outputs(np.eye(3)[[0] * 6 + [2] * 4], np.zeros(10, dtype=int))  # accuracy .6
-    a, b = METRIC_ATTACKS["correctness"](members), METRIC_ATTACKS["correctness"](others)
-    assert metrics.auc(a, b) == pytest.approx(0.65)
-    assert metrics.best_threshold(a, b) == (1.0, pytest.approx(0.65))
-
-
-# every attack, as the evaluation calls it
-
-
-def test_registry() -> None:
-    assert list(ATTACKS) == ["nn", "loss", "confidence", "entropy", "m-entropy", "correctness"]
-    assert set(ATTACKS) >= TRAINED == {"nn"}
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_members_score_higher(name: str) -> None:
-    """Members are right and sure, non-members wrong and unsure: every attack separates them, in the same direction."""
-    wrong = planted(40, -4, seed=4, spread=0.3)
-    unsure = Outputs(wrong.logits * 0.5, wrong.labels)
-    known = Known(planted(100, 6, seed=0, spread=0.3), unsure.take(np.arange(30)))
-    members = planted(50, 6, seed=2, spread=0.3)
-    scores = ATTACKS[name](known, members, unsure, QUICK, 0)
-    assert auc_of(scores) == 1.0
-    assert scores.members.shape == (50,)
-    assert scores.non_members.shape == (40,)
-    assert metrics.auc(scores.known_members, scores.known_non_members) == 1.0
-    report = metrics.attack_report(
-        scores.members, scores.non_members, scores.known_members, scores.known_non_members, oracle=False
-    )
-    assert report["accuracy_oracle"] == 1.0
-    assert report["accuracy"] > 0.9  # the lowest known member is the threshold: a few members fall below it
-
-
-# the NN attack
 
 
 def test_nn_finds_a_planted_signal() -> None:
