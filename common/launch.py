@@ -25,12 +25,14 @@ from common.errors import check_name
 from common.files import differences, load_checkpoint, read_json
 from common.report import result_file
 from common.run import Run, open_run
+from common.shadows import shadow_run
 from common.targets import model_path, settings_of
 
 ROOT = Path(__file__).parents[1]
 DATASETS = ("cifar10", "cifar100", "svhn")
 # What is done first where --minutes may not reach the end; defenses of your own come last.
 PRIORITY = tuple(dict.fromkeys(["undefended", "hamp", "relaxloss", "dpsgd", "selena", "advreg", "memguard", *DEFENSES]))
+EXPERIMENTS = ("label_only", "attack_diffence")  # of a defense, beside its evaluation
 MISSING, DONE, OTHER = "missing", "done", "made under other settings"
 
 
@@ -45,8 +47,13 @@ class Job:
     log: Path
 
 
-def jobs_of(run: Run, defenses: Sequence[str], scenarios: Sequence[str], protocol: str) -> list[Job]:
-    """The jobs of one data set, each after those it needs; a defense is trained and evaluated before the next in `defenses`."""
+def jobs_of(
+    run: Run, defenses: Sequence[str], scenarios: Sequence[str], protocol: str, experiments: Sequence[str] = ()
+) -> list[Job]:
+    """The jobs of one data set, each after those it needs; a defense is trained and evaluated before the next in `defenses`.
+
+    `attack.shadows` of the run's config says how many shadow models of each defense are in the plan.
+    """
     jobs: list[Job] = []
     options = ["--profile", run.profile, *(word for override in run.overrides for word in ("--set", override))]
 
@@ -77,12 +84,22 @@ def jobs_of(run: Run, defenses: Sequence[str], scenarios: Sequence[str], protoco
         ]
         made = (model_path(run, name), settings_of(run, name))
         trained[name] = job(f"train {name}", training, needs, lambda made=made: _model_state(*made))  # type: ignore[misc]
+        shadows = []
+        for i, shadow in enumerate(shadow_run(run, i) for i in range(run.config.attack.shadows)):
+            made = (model_path(shadow, name), settings_of(shadow, name))
+            needs = [partition, *([f"{run.dataset} shadow undefended {i}"] if name == "memguard" else [])]
+            training = f"python train_shadows.py --defense {name} --index {i}"
+            shadows.append(job(f"shadow {name} {i}", training, needs, lambda made=made: _model_state(*made)))  # type: ignore[misc]
         if name in defenses:
             attack = (
                 f"bash evaluate_MIAs/evaluate_mia.sh --defense {name} --protocol {protocol} --scenario {' '.join(scenarios)}"
             )
             rows = [run.results_dir(protocol) / f"{result_file(name, scenario)}.json" for scenario in (None, *scenarios)]
-            job(f"evaluate {name}", attack, [candidates, trained[name]], lambda rows=rows: _rows_state(rows, run))  # type: ignore[misc]
+            needs = [candidates, trained[name], *shadows]
+            evaluated = job(f"evaluate {name}", attack, needs, lambda rows=rows: _rows_state(rows, run))  # type: ignore[misc]
+            for kind in experiments:
+                command = f"python evaluate_MIAs/{kind}.py --defense {name}"
+                job(f"{kind} {name}", command, [evaluated], lambda kind=kind, name=name: _experiment_state(kind, name, run))  # type: ignore[misc]
     return jobs
 
 
@@ -107,6 +124,11 @@ def _rows_state(paths: Sequence[Path], run: Run) -> str:
     """An evaluation costs little beside a training: rows made under other settings are simply made again."""
     rows = [read_json(path, "the job that makes it") for path in paths if path.is_file()]
     return DONE if len(rows) == len(paths) and all(row["config"] == run.config.as_dict() for row in rows) else MISSING
+
+
+def _experiment_state(kind: str, defense: str, run: Run) -> str:
+    rows = [read_json(path, "the job that makes it") for path in run.results_dir("clean").glob(f"{kind}-{defense}-*.json")]
+    return DONE if any(row["defense"] == defense and row["config"] == run.config.as_dict() for row in rows) else MISSING
 
 
 def _compared(made: Any, wanted: dict[str, Any]) -> str:
@@ -167,6 +189,10 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     made.add_argument("--defenses", nargs="+", default=list(PRIORITY), help=f"in this order (default: {' '.join(PRIORITY)})")
     made.add_argument("--scenario", nargs="+", default=["1", "2", "3"], help="of Diffence (default: 1 2 3)")
     made.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
+    made.add_argument("--shadows", type=int, help="also LiRA and RMIA, with so many shadow models of each defense")
+    made.add_argument(
+        "--experiments", nargs="+", default=[], help=f"also, in protocol clean with their defaults: {' or '.join(EXPERIMENTS)}"
+    )
     made.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many minutes; a rerun continues")
     made.add_argument("--dry-run", action="store_true", help="print the commands and what exists, and run nothing")
     parsed = made.parse_args(arguments)
@@ -175,13 +201,16 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
         ("data set", parsed.datasets, (*DATASETS, "synthetic")),
         ("defense", parsed.defenses, tuple(DEFENSES)),
         ("scenario", parsed.scenario, SCENARIOS),
+        ("experiment", parsed.experiments, EXPERIMENTS),
     ):
         for name in names:
             check_name(kind, name, known)
+    parsed.set += [f"attack.shadows={parsed.shadows}"] if parsed.shadows is not None else []
     runs = []
     for dataset in parsed.datasets:
         runs.append(with_options(open_run(ROOT / dataset, parsed)))
-    jobs = [job for run in runs for job in jobs_of(run, parsed.defenses, parsed.scenario, parsed.protocol)]
+    chosen = parsed.defenses, parsed.scenario, parsed.protocol, parsed.experiments
+    jobs = [job for run in runs for job in jobs_of(run, *chosen)]
     if parsed.dry_run:
         dry_run(jobs)
     elif not run_jobs(jobs, parsed.minutes):

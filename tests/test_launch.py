@@ -1,19 +1,23 @@
 """The plan of all-train-all.sh: dependency order, what exists is skipped, a failure stops its dependents and no others."""
 
 import dataclasses
+import shlex
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_script, tiny_run
+from conftest import ROOT, Call, refusal, run_script, tiny_run
 
-from common.config import Config
+from common import launch
+from common.config import Attack, Config
 from common.defenses import DEFENSES, with_options
-from common.files import differences
-from common.launch import DONE, MISSING, PRIORITY, Job, jobs_of, run_jobs
+from common.files import differences, save_checkpoint, write_json
+from common.launch import DONE, MISSING, OTHER, PRIORITY, Job, jobs_of, run_jobs
 from common.run import Run
+from common.shadows import shadow_run
+from common.targets import model_path, settings_of
 
 
 def planned(folder: Path, *defenses: str) -> list[Job]:
@@ -47,6 +51,43 @@ def test_the_order_of_the_defenses_is_the_order_of_the_plan(tmp_path: Path) -> N
     guarded = ["train undefended", "train memguard", "evaluate memguard"]
     assert steps("hamp", "memguard") == ["train hamp", "evaluate hamp", *guarded]
     assert PRIORITY[:4] == ("undefended", "hamp", "relaxloss", "dpsgd") and set(PRIORITY) == set(DEFENSES)
+
+
+def test_shadow_models_and_experiments_join_the_plan(tmp_path: Path) -> None:
+    config = Config(attack=Attack(shadows=2))
+    run = with_options(Run(tmp_path / "synthetic", "small", config, 0, torch.device("cpu"), ("attack.shadows=2",)))
+    plan = jobs_of(run, ["memguard"], ["1"], "clean", ["label_only"])
+    jobs = {job.name.removeprefix("synthetic "): job for job in plan}
+    shadows = [f"shadow {name} {i}" for name in ("undefended", "memguard") for i in range(2)]
+    assert [name for name in jobs if name.startswith("shadow")] == shadows
+    assert set(jobs["evaluate memguard"].needs) > {f"synthetic {name}" for name in shadows[2:]}
+    assert jobs["shadow memguard 1"].needs == ("synthetic partition", "synthetic shadow undefended 1")
+    shown = shlex.join(jobs["shadow memguard 1"].command)
+    assert "train_shadows.py --defense memguard --index 1" in shown and "--set attack.shadows=2" in shown
+    assert jobs["label_only memguard"].needs == ("synthetic evaluate memguard",)
+    assert "--shadows" not in shlex.join(jobs["evaluate memguard"].command)  # the setting says it
+    seen: set[str] = set()
+    for job in plan:
+        assert set(job.needs) <= seen
+        seen.add(job.name)
+
+
+def test_a_shadow_model_and_a_row_are_found(tmp_path: Path) -> None:
+    """Done is what was made under these settings, by this defense: `dpsgd-private` is not `dpsgd`."""
+    config = Config(attack=Attack(shadows=2))
+    run = with_options(Run(tmp_path / "synthetic", "small", config, 0, torch.device("cpu")))
+    jobs = {job.name.removeprefix("synthetic "): job for job in jobs_of(run, ["dpsgd"], ["1"], "clean", ["label_only"])}
+    assert {jobs[name].state() for name in ("shadow dpsgd 0", "label_only dpsgd")} == {MISSING}
+    shadow = shadow_run(run, 0)
+    save_checkpoint(model_path(shadow, "dpsgd"), {"settings": settings_of(shadow, "dpsgd")})
+    assert (jobs["shadow dpsgd 0"].state(), jobs["shadow dpsgd 1"].state()) == (DONE, MISSING)
+    save_checkpoint(model_path(shadow, "dpsgd"), {"settings": settings_of(shadow_run(run, 1), "dpsgd")})
+    assert jobs["shadow dpsgd 0"].state().startswith(OTHER)
+    row = {"defense": "dpsgd-private", "config": run.config.as_dict()}
+    write_json(run.results_dir("clean") / "label_only-dpsgd-private-5images-1steps.json", row)
+    assert jobs["label_only dpsgd"].state() == MISSING
+    write_json(run.results_dir("clean") / "label_only-dpsgd-5images-1steps.json", row | {"defense": "dpsgd"})
+    assert jobs["label_only dpsgd"].state() == DONE
 
 
 def fake(tmp_path: Path, name: str, code: int, *needs: str) -> Job:
@@ -108,6 +149,10 @@ def test_the_script(workspace: Path, tiny: Path) -> None:
     assert "train_defense.py --defense hamp" in shown.out and MISSING in shown.out
     wrong = run_script(workspace, "all-train-all.sh", *options, "--defenses", "hmap")
     assert wrong.code == 2 and "Did you mean 'hamp'" in wrong.err
+
+
+def test_an_unknown_experiment_is_refused(call: Call) -> None:
+    assert "Did you mean 'label_only'" in refusal(call(launch.main, ROOT, "--dry-run", "--experiments", "label_onyl"))
 
 
 def test_as_far_as_the_minutes_reach(trained: Path, tiny: Path, tmp_path: Path) -> None:
