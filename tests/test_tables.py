@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import report, tables
+from common import pages, report, tables
 from common.attacks import ATTACKS, Scores
+from common.attacks.shadow import SHADOW_ATTACKS
 from common.config import Attack, Config
 from common.errors import UserError
 from common.measure import measure
@@ -62,7 +63,7 @@ def cells(markdown: str, *names: str) -> dict[str, str]:
 
 def write_rows(root: Path, *rows: dict[str, Any]) -> None:
     for row in rows:
-        path = root / "results" / row["dataset"] / tables.setting(row) / f"{report.result_name(row)}.json"
+        path = root / "results" / row["dataset"] / pages.setting(row) / f"{report.result_name(row)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(row))
     shutil.copy(ROOT / "results" / "paper_table3.csv", root / "results")
@@ -75,12 +76,13 @@ def write_rows(root: Path, *rows: dict[str, Any]) -> None:
 def test_readme_is_what_the_rows_say() -> None:
     readme = (ROOT / "README.md").read_text()
     assert tables.fill(readme, ROOT) == readme, "run: python -m common.tables"
+    assert (ROOT / "results" / "README.md").read_text() == pages.results_page(ROOT), "run: python -m common.tables"
 
 
 def test_the_real_run_shows_what_diffence_promises() -> None:
     rows = {
         row["diffence"]["scenario"] if row["diffence"] else None: row
-        for row in tables.measured(ROOT)["cifar10", "small-clean-seed0"]
+        for row in pages.measured(ROOT)["cifar10", "small-clean-seed0"]
         if row["defense"] == "undefended"
     }
     assert set(rows) == {None, "1", "2", "3"}
@@ -147,9 +149,28 @@ def test_changed_rows_change_the_readme(tmp_path: Path) -> None:
     assert after != before
 
 
+def test_the_headlines(tmp_path: Path) -> None:
+    """A line a defense: AUC .75 beside the paper's; of settings with --set only those that add shadow models."""
+    more = row_of("hamp") | {"overrides": ["attack.shadows=2"]}
+    more["config"]["attack"]["shadows"] = 2
+    more["attacks"] |= dict.fromkeys(SHADOW_ATTACKS, more["attacks"]["loss"])
+    more["null"]["attacks"] |= {"rmia-online": {"auc": 0.25}}
+    other = row_of("advreg") | {"overrides": ["diffence.n=5"]}
+    write_rows(tmp_path, row_of(), row_of("undefended", "3"), row_of("dpsgd-private"), row_of("selena", seed=1), more, other)
+    text = pages.headlines(tmp_path)
+    shown = cells(text, "undefended")
+    assert (shown["without"], shown["scenario 3"]) == ("0.750 / 0.791", "0.750 / 0.691")
+    assert (shown["test acc %"], shown["gap floor"], shown["null AUC"]) == ("50.0", "0.750", "0.500 .. 0.500")
+    assert (cells(text, "dpsgd-private")["without"], cells(text, "dpsgd-private")["scenario 3"]) == ("0.750", "-")
+    shadowed = cells(text, "hamp", "without")
+    assert (shadowed["lira-offline"], shadowed["rmia-online"]) == ("0.750", "0.750")
+    assert shadowed["null AUC"] == "0.250 .. 0.500"
+    assert "advreg" not in text and "selena" not in text
+
+
 def test_the_papers_table_stands_beside_ours(tmp_path: Path) -> None:
     write_rows(tmp_path, row_of(), row_of("selena", "1", accuracy=0.48), row_of("selena", "average"), row_of("dpsgd-private"))
-    text = tables.text_of(tmp_path)
+    text = pages.results_page(tmp_path)
     beside = text[text.index("beside the paper's Table III") :]
     assert "Sizes differ" in beside
     assert cells(beside, "undefended", "without")["paper: best AUC"] == "0.791"
@@ -159,13 +180,13 @@ def test_the_papers_table_stands_beside_ours(tmp_path: Path) -> None:
     assert (shown["best ACC"], shown["paper: best ACC"]) == ("0.750", "0.552")
     assert "average |" not in beside and "dpsgd-private" not in beside
     write_rows(tmp_path / "other", row_of() | {"dataset": "svhn"}, row_of() | {"overrides": ["diffence.n=5"]})
-    assert "Table III" not in tables.text_of(tmp_path / "other")
+    assert "Table III" not in pages.results_page(tmp_path / "other")
 
 
 def test_the_papers_numbers_are_all_there() -> None:
     """Against Table III by its row sums, which a slip of one number would change."""
-    paper = tables.paper_table(ROOT)
-    assert paper["defense"].drop_duplicates().tolist() == list(tables.ORDER)
+    paper = pages.paper_table(ROOT)
+    assert paper["defense"].drop_duplicates().tolist() == list(pages.ORDER)
     assert paper["scenario"].tolist() == ["without", "scenario 1", "scenario 2", "scenario 3"] * 7
     sums = paper.groupby("defense", sort=False)[["auc", "accuracy"]].sum().round(2)
     assert sums["auc"].tolist() == [287.13, 236.33, 242.69, 286.97, 281.1, 227.08, 271.0]
@@ -177,7 +198,7 @@ def test_rows_of_several_seeds_become_a_mean_and_a_deviation(tmp_path: Path) -> 
     other = row_of("hamp", seed=1)
     other["config"]["attack"]["fpr"] = 0.01
     write_rows(tmp_path, row_of(), row_of(seed=1, accuracy=0.54), row_of("selena"), row_of("hamp"), other)
-    text = tables.text_of(tmp_path)
+    text = pages.results_page(tmp_path)
     over = text[text.index("over seeds") :]
     shown = cells(over, "undefended", "without")
     assert shown["seeds"] == "0, 1"
@@ -189,7 +210,7 @@ def test_rows_of_several_seeds_become_a_mean_and_a_deviation(tmp_path: Path) -> 
 def test_the_order_is_the_papers_and_other_experiments_stay_out(tmp_path: Path) -> None:
     write_rows(tmp_path, *(row_of(name) for name in ("zebra", "advreg", "selena", "undefended")), row_of("selena", "2"))
     (tmp_path / "results" / "cifar10" / "small-clean-seed0" / "attack_diffence-hamp.json").write_text('{"runs": []}')
-    (rows,) = tables.measured(tmp_path).values()
+    (rows,) = pages.measured(tmp_path).values()
     assert [report.result_name(row) for row in rows] == [
         "undefended",
         "selena",
@@ -211,8 +232,8 @@ def test_label_only_rows_get_a_table_of_their_own(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "cifar10" / "small-clean-seed0"
     folder.mkdir(parents=True)
     (folder / "label_only-undefended.json").write_text(json.dumps(row))
-    assert tables.measured(tmp_path) == {}
-    (text,) = tables.experiments(tmp_path)
+    assert pages.measured(tmp_path) == {}
+    (text,) = pages.experiments(tmp_path)
     assert text.startswith(
         "**label-only attacks: cifar10, small, clean, seed0, undefended**: scored 2 + 2; commit 0123456789ab."
     )
