@@ -31,7 +31,7 @@ from common.targets import PostInference, load_target, model_path
 
 PROTOCOL = "clean"
 CHUNK = 100  # images that are asked about together
-DRAWS = 2  # candidates drawn at a time, at most one of them for nothing
+REFERENCE = {"loss": once, "correctness": gap}  # without Diffence
 KINDS = ("same", "near")  # the same image M times; M nearly identical ones
 
 
@@ -56,7 +56,7 @@ class Chunk:
     """Answers about b images of a side: logits float32 [2, b, M, C], one block for each of KINDS, and what they cost."""
 
     logits: np.ndarray
-    drawn: np.ndarray  # candidates for all b images, int64 [2, M]
+    drawn: np.ndarray  # candidates that each answer took, int64 [2, b, M]
     cpu: np.ndarray  # seconds, float64 [2]
 
 
@@ -73,7 +73,7 @@ def attack_diffence(run: Run, name: str, scenarios: list[str], m: int, count: in
     sides = collect(run, name, PROTOCOL, classifier, split)
     bare = guard(release(run, sides, places, None), post)
     rows = [(sides[side].labels[chosen], getattr(bare, side)[chosen]) for chosen in pieces.values() for side in SIDES]
-    unprotected = Asked(*(Answers(logits[:, None], labels) for labels, logits in rows))
+    unprotected = Asked(*(Answers(logits[:, None], labels, np.zeros((len(labels), 1), np.int64)) for labels, logits in rows))
     made_with = {"weights": sha256(model_path(run, name)), "candidates": candidate_settings(run), "n": run.config.diffence.n}
     runs = []
     images = sum(map(len, pieces.values())) * len(SIDES)
@@ -85,17 +85,14 @@ def attack_diffence(run: Run, name: str, scenarios: list[str], m: int, count: in
             for stable in (False, True):
                 served = replace(run, config=replace(run.config, diffence=replace(run.config.diffence, stable=stable)))
                 folder = run.outputs_dir / f"{name}-questions" / f"scenario-{scenario}-{'stable' if stable else 'fresh'}"
-                protected = load_protected(served, classifier, selector, DRAWS)
+                protected = load_protected(served, classifier, selector)
                 settings = made_with | {"selector": asdict(selector), "stable": stable}
                 runs.append(_attack(Service(protected, post, run, folder, settings), split, pieces, m, progress.update))
     row = {
         **provenance(run, name, PROTOCOL),
         "m": m,
         **{part: dict.fromkeys(SIDES, len(chosen)) for part, chosen in pieces.items()},
-        "reference": {
-            "loss": _report(once, unprotected, run) | {"draws": 0.0},
-            "correctness": _report(gap, unprotected, run) | {"draws": 0.0},
-        },
+        "reference": {name: _report(attacker, unprotected, run) for name, attacker in REFERENCE.items()},
         "runs": runs,
     }
     write_json(result_path(run, name, m, count), row)
@@ -111,7 +108,11 @@ def _report(attacker: Callable[[Asked], Scores], asked: Asked, run: Run) -> dict
     """`report_of` an attacker, and the AUC of the same attacker after membership was shuffled."""
     null = attacker(asked.dealt_out(derive_seed("null", "attack_diffence", run.seed)))
     report = report_of(attacker(asked), PROTOCOL, run.config.attack)
-    return report | {"null_auc": report_of(null, PROTOCOL, run.config.attack)["auc"]}
+    drawn = [answers.drawn.sum(1) for answers in vars(asked).values()]
+    return report | {
+        "null_auc": report_of(null, PROTOCOL, run.config.attack)["auc"],
+        "draws": float(np.concatenate(drawn).mean()),  # candidates an image
+    }
 
 
 def _attack(
@@ -120,34 +121,33 @@ def _attack(
     """Ask a service all questions and report on every attacker."""
     found: dict[tuple[str, str], Chunk] = {}
     labels = {}
-    for side, examples in zip(SIDES, (split.members, split.non_members), strict=True):
-        for part, chosen in pieces.items():
+    for part, chosen in pieces.items():  # in the order of the fields of Asked
+        for side, examples in zip(SIDES, (split.members, split.non_members), strict=True):
             found[part, side] = _ask(service, examples, side, chosen, m, progress)
             labels[part, side] = examples.labels[chosen.start : chosen.stop].numpy()
     same, near = (
-        Asked(*(Answers(found[part, side].logits[kind], labels[part, side]) for part in pieces for side in SIDES))
+        Asked(*(Answers(chunk.logits[kind], labels[where], chunk.drawn[kind]) for where, chunk in found.items()))
         for kind in range(len(KINDS))
     )
     selector = service.protected.selector
     interval = (selector.low, selector.high) if np.isfinite(selector.low) else None
-    images = sum(map(len, labels.values()))
-    drawn, cpu = (np.sum([getattr(chunk, name) for chunk in found.values()], axis=0) / images for name in ("drawn", "cpu"))
-    learner = partial(learned, interval=interval)
-    attackers: dict[str, tuple[Callable[[Asked], Scores], Asked, float]] = {
-        "once": (once, same, drawn[0, 0]),
-        "same, mean": (averaged, same, drawn[0].sum()),
-        "near, mean": (averaged, near, drawn[1].sum()),
-        "same, learned": (learner, same, drawn[0].sum()),
-        "near, learned": (learner, near, drawn[1].sum()),
+    learner, clock = partial(learned, interval=interval), partial(learned, interval=interval, timed=True)
+    attackers: dict[str, tuple[Callable[[Asked], Scores], Asked]] = {
+        "once": (once, same.first()),
+        "once, learned": (learner, same.first()),
+        "once, learned, timed": (clock, same.first()),
+        "same, mean": (averaged, same),
+        "near, mean": (averaged, near),
+        "same, learned": (learner, same),
+        "near, learned": (learner, near),
+        "same, learned, timed": (clock, same),
     }
+    cpu = np.sum([chunk.cpu for chunk in found.values()], axis=0) / sum(map(len, labels.values()))
     return {
         "scenario": selector.scenario,
         "stable": service.protected.key is not None,
         "interval": list(interval) if interval else None,
-        "attacks": {
-            name: _report(attacker, asked, service.run) | {"draws": float(draws)}
-            for name, (attacker, asked, draws) in attackers.items()
-        },
+        "attacks": {name: _report(attacker, asked, service.run) for name, (attacker, asked) in attackers.items()},
         "cpu_s_per_image": dict(zip(KINDS, cpu.tolist(), strict=True)),
     }
 
@@ -167,11 +167,8 @@ def _ask(service: Service, examples: Examples, side: str, chosen: range, m: int,
             chunk = Chunk(**stored[1])
             progress(len(places) * m * len(KINDS))
         chunks.append(chunk)
-    return Chunk(
-        np.concatenate([chunk.logits for chunk in chunks], axis=1),
-        np.sum([chunk.drawn for chunk in chunks], axis=0),
-        np.sum([chunk.cpu for chunk in chunks], axis=0),
-    )
+    logits, drawn = (np.concatenate([getattr(chunk, name) for chunk in chunks], axis=1) for name in ("logits", "drawn"))
+    return Chunk(logits, drawn, np.sum([chunk.cpu for chunk in chunks], axis=0))
 
 
 def _ask_chunk(
@@ -186,13 +183,12 @@ def _ask_chunk(
     ]
     questions = (images[None].expand(m, *images.shape), torch.from_numpy(np.stack(near, axis=1)))
     protected.served = derive_seed("questions", run.seed, side, places.start) >> 1  # a killed run counts on from here
-    logits, drawn, cpu = [], np.zeros((len(KINDS), m), np.int64), np.zeros(len(KINDS))
+    logits, drawn, cpu = [], np.zeros((len(KINDS), len(places), m), np.int64), np.zeros(len(KINDS))
     for kind, asked in enumerate(questions):
         began = time.process_time()
         for question, batch in enumerate(asked):
-            before = protected.drawn
             logits.append(service.answer(batch.float() / 255))
-            drawn[kind, question] = protected.drawn - before
+            drawn[kind, :, question] = protected.drawn.numpy()
             progress(len(places))
         cpu[kind] = time.process_time() - began
     blocks = np.stack(logits).reshape(len(KINDS), m, len(places), -1)

@@ -82,7 +82,9 @@ def test_lazy_and_eager_release_the_same(parts: tuple[nn.Module, DiffusionRecons
         protected = ProtectedClassifier(*parts, chosen, N, draws, batch)
         torch.testing.assert_close(protected(x, queries).double(), expected.double(), atol=1e-4, rtol=0)
         if draws == 1:
-            assert protected.drawn == chosen.draws(whole.candidates, whole.original.argmax(1)).sum()
+            np.testing.assert_array_equal(protected.drawn, chosen.draws(whole.candidates, whole.original.argmax(1)))
+        if draws == N:
+            assert protected.drawn.tolist() == [N] * INPUTS  # all at once: no time tells anything
     one_by_one = ProtectedClassifier(*parts, chosen, N)
     released = torch.cat([one_by_one(x[[i]], queries[[i]]) for i in range(INPUTS)])
     torch.testing.assert_close(released.double(), expected.double(), atol=1e-4, rtol=0)

@@ -35,7 +35,7 @@ def serve(selector: Selector, n: int, queries: int, draws: int = 1) -> tuple[np.
     """How often each kind is released for original images of kind 6, and how many candidates were drawn."""
     protected = ProtectedClassifier(ToyClassifier(), toy_reconstructor, selector, n, draws)
     released = protected(torch.full((queries, 3, 1, 1), 0.6))
-    return np.bincount(kinds_of(released), minlength=len(LOGITS)), protected.drawn
+    return np.bincount(kinds_of(released), minlength=len(LOGITS)), int(protected.drawn.sum())
 
 
 def kinds_of(logits: torch.Tensor) -> np.ndarray:

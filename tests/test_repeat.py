@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Call, refusal, tiny_run
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, poisson
 
 import common.attack_diffence
+from common.attack_diffence import Chunk
 from common.attacks.repeat import Answers, Asked, averaged, features, gap, learned, nearby, once
 from common.commands import attack_diffence
 from common.errors import UserError
@@ -21,7 +22,7 @@ SAMPLING = 4 * np.sqrt((2 * IMAGES + 1) / 12) / IMAGES  # of an AUC without leak
 
 def answers(phi: np.ndarray) -> Answers:
     """Answers of two classes whose true label, 0, has the given phi [n, M]."""
-    return Answers(np.stack([phi, np.zeros_like(phi)], axis=2), np.zeros(len(phi), np.int64))
+    return Answers(np.stack([phi, np.zeros_like(phi)], axis=2), np.zeros(len(phi), np.int64), np.ones(phi.shape, np.int64))
 
 
 def noisy(centres: list[float], between: float, within: float, m: int) -> Asked:
@@ -49,7 +50,9 @@ def test_averaging_has_the_auc_of_less_noise(within: float, m: int) -> None:
 
 def test_the_same_answer_m_times_is_one_answer() -> None:
     single = noisy([3, 2], 1.0, 1.0, 1)
-    repeated = Asked(*(Answers(part.logits.repeat(16, axis=1), part.labels) for part in vars(single).values()))
+    repeated = Asked(
+        *(Answers(part.logits.repeat(16, axis=1), part.labels, part.drawn.repeat(16, axis=1)) for part in vars(single).values())
+    )
     one, mean = once(single), averaged(repeated)
     for side, scores in vars(one).items():
         if side.endswith("members"):
@@ -81,6 +84,22 @@ def test_who_knows_the_interval_counts_answers_in_it(m: int, known: float) -> No
     assert threshold == pytest.approx(0, abs=1.5)  # log-odds
 
 
+@pytest.mark.parametrize("m", [1, 4])
+def test_who_takes_the_time_counts_candidates(m: int) -> None:
+    """Answers tell nothing, numbers of candidates (Poisson, means 3 and 4) do; without the clock nothing is found."""
+    random, parts = np.random.default_rng(2), []
+    for mean in (3.0, 4.0, 3.0, 4.0):
+        said = answers(random.normal(0, 1, (IMAGES, m)))
+        parts.append(Answers(said.logits, said.labels, random.poisson(mean, (IMAGES, m))))
+    asked = Asked(*parts)
+    counts = np.arange(60 * m)
+    p, q = (poisson.pmf(counts, m * mean) for mean in (3.0, 4.0))
+    best = float(((counts[:, None] < counts) * np.outer(p, q)).sum() + (p * q).sum() / 2)  # of the sum, which is sufficient
+    assert reach(learned(asked, None, timed=True)) == pytest.approx(best, abs=SAMPLING)
+    assert reach(learned(asked, None)) == pytest.approx(0.5, abs=SAMPLING)
+    assert reach(learned(asked.first(), None, timed=True)) <= reach(learned(asked, None, timed=True))
+
+
 @pytest.mark.parametrize("interval", [None, (1.0, 3.0)])
 def test_null(interval: tuple[float, float] | None) -> None:
     asked = noisy([2, 2], 1.0, 1.0, 8)
@@ -102,12 +121,27 @@ def test_dealt_out_answers_say_nothing_of_membership() -> None:
     assert (asked.dealt_out(1).members.logits != null.members.logits).any()
 
 
+def test_dealt_out_answers_keep_their_labels_and_numbers() -> None:
+    def numbered(start: int) -> Answers:
+        numbers = np.arange(start, start + 5)
+        logits = np.stack([numbers, 0.0 * numbers], axis=1)[:, None].repeat(2, axis=1)
+        return Answers(logits, numbers % 2, numbers[:, None] + np.arange(2))
+
+    null = Asked(*(numbered(10 * part) for part in range(4))).dealt_out(0)
+    for part in vars(null).values():
+        np.testing.assert_array_equal(part.labels, part.logits[:, 0, 0] % 2)
+        np.testing.assert_array_equal(part.drawn, part.logits[:, :1, 0] + np.arange(2))
+
+
 def test_features_by_hand() -> None:
     """Two answers, one right with phi 2 and one wrong, whose released label has phi 4; the interval ends at 2."""
     made = features(answers(np.array([[2.0, -4.0]])), (0.0, 2.0))
     log_p = -(np.log1p(np.exp(-2)) + np.log1p(np.exp(4))) / 2
     np.testing.assert_allclose(made, [[log_p, 3, 1, 0.5, 0.5]])
     np.testing.assert_allclose(features(answers(np.array([[2.0, -4.0]])), None), made[:, :4])
+    said = answers(np.array([[2.0, -4.0]]))
+    timed = features(Answers(said.logits, said.labels, np.array([[1, 4]])), None, timed=True)
+    np.testing.assert_allclose(timed, [[*made[0, :4], 2.5]])
 
 
 def test_nearby_images_are_one_grey_level_away() -> None:
@@ -124,18 +158,19 @@ def test_nearby_images_are_one_grey_level_away() -> None:
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels", "sentence"),
+    ("logits", "labels", "drawn", "sentence"),
     [
-        (np.zeros((3, 2)), np.zeros(3, int), r"logits \[n, M >= 1, C\]"),
-        (np.zeros((3, 0, 2)), np.zeros(3, int), r"not \(3, 0, 2\)"),
-        (np.zeros((3, 2, 2)), np.zeros(2, int), r"and \(2,\)"),
-        (np.full((1, 2, 2), np.nan), np.zeros(1, int), "NaN"),
-        (np.zeros((1, 2, 2)), np.full(1, 2), r"0\.\.1"),
+        (np.zeros((3, 2)), np.zeros(3, int), np.ones((3, 2)), r"logits \[n, M >= 1, C\]"),
+        (np.zeros((3, 0, 2)), np.zeros(3, int), np.ones((3, 0)), r"not \(3, 0, 2\)"),
+        (np.zeros((3, 2, 2)), np.zeros(2, int), np.ones((3, 2)), r" \(2,\) and"),
+        (np.zeros((3, 2, 2)), np.zeros(3, int), np.ones(3), r"and \(3,\)"),
+        (np.full((1, 2, 2), np.nan), np.zeros(1, int), np.ones((1, 2)), "NaN"),
+        (np.zeros((1, 2, 2)), np.full(1, 2), np.ones((1, 2)), r"0\.\.1"),
     ],
 )
-def test_refuses_answers(logits: np.ndarray, labels: np.ndarray, sentence: str) -> None:
+def test_refuses_answers(logits: np.ndarray, labels: np.ndarray, drawn: np.ndarray, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        Answers(logits, labels)
+        Answers(logits, labels, drawn)
 
 
 # The command
@@ -177,15 +212,38 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: py
     assert row["scored"] == row["known"] == {"members": 10, "non_members": 10}
     for one in row["runs"]:
         assert (one["interval"] is None) == (one["scenario"] == "3")
-        assert set(one["attacks"]) == {"once", "same, mean", "near, mean", "same, learned", "near, learned"}
+        learners = {"once, learned", "once, learned, timed", "same, learned", "near, learned", "same, learned, timed"}
+        assert set(one["attacks"]) == {"once", "same, mean", "near, mean", *learners}
         single, mean = dict(one["attacks"]["once"]), dict(one["attacks"]["same, mean"])
         draws = single.pop("draws"), mean.pop("draws")
         assert 1 <= draws[0] <= 4 and draws[1] > 1.5 * draws[0]
         single.pop("threshold"), mean.pop("threshold")  # a mean of equal numbers, up to rounding
         assert (single == mean) == one["stable"]
-    assert answer.out.count("| scenario 1, stable | ") == 5
-    assert f"| without            | gap floor     | {row['reference']['correctness']['auc']:.3f} | " in answer.out
-    assert f"| {row['runs'][-1]['attacks']['near, learned']['null_auc']:.3f} " in answer.out
+    assert answer.out.count("| scenario 1, stable | ") == 8
+    shown = " ".join(answer.out.split())
+    assert f"| without | gap floor | {row['reference']['correctness']['auc']:.3f} | " in shown
+    assert f"| {row['runs'][-1]['attacks']['near, learned']['null_auc']:.3f} | " in shown
+
+
+def test_members_and_non_members_keep_their_sides(
+    copied_drawn: Path, tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that is sure of members' labels and of no others': every attacker but the null finds all of them."""
+
+    def planted(service: Any, examples: Any, side: str, places: range, m: int, progress: Any) -> Chunk:
+        size, labels = len(places), examples.labels[places.start : places.stop].numpy()
+        logits = np.random.default_rng(places.start).normal(0, 0.1, (2, size, m, 10)).astype(np.float32)
+        logits[:, np.arange(size), :, labels] += 5.0 if side == "members" else -5.0
+        return Chunk(logits, np.ones((2, size, m), np.int64), np.ones(2))
+
+    monkeypatch.setattr(common.attack_diffence, "_ask_chunk", planted)
+    options = ("--profile", tiny, "--device", "cpu", "--defense", "undefended", "--m", 3, "--count", 30, "--scenario", 1)
+    assert call(attack_diffence, copied_drawn, *options).code == 0
+    path = tiny_run(copied_drawn, tiny).results_dir("clean") / "attack_diffence-undefended-m3-30images.json"
+    for one in json.loads(path.read_text())["runs"]:
+        for name, attack in one["attacks"].items():
+            assert attack["auc"] == 1, name
+            assert 0.2 < attack["null_auc"] < 0.8, name
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Attacks on Diffence itself, which the paper does not try: an attacker who asks about one image M times.
 
 A single answer hides behind the noise of its reconstruction; a mean of M answers hides behind 1 / sqrt(M) of it. Where the
-defense answers the same question always alike (`diffence.stable`), the attacker asks about M nearly identical images.
+defense answers the same question always alike (`diffence.stable`), the attacker asks about M nearly identical images. Where
+candidates are drawn until one qualifies, the time of an answer tells how many that took.
 """
 
 from collections.abc import Callable
@@ -24,19 +25,23 @@ Interval = tuple[float, float]
 class Answers:
     """M released answers about each of n images: `logits` float64 [n, M, C], true `labels` int64 [n] in 0..C-1.
 
-    Raises UserError for other shapes, NaN or infinite logits, and labels that are no class.
+    `drawn` int64 [n, M]: how many candidates each answer took. Raises UserError for other shapes, NaN or infinite logits, and
+    labels that are no class.
     """
 
     logits: Floats
     labels: Ints
+    drawn: Ints
 
     def __post_init__(self) -> None:
-        z, y = np.asarray(self.logits, dtype=np.float64), np.asarray(self.labels)
-        if z.ndim != 3 or z.shape[1] == 0 or y.shape != z.shape[:1]:
-            raise UserError(f"answers need logits [n, M >= 1, C] and labels [n], not {z.shape} and {y.shape}.")
+        z, y, drawn = np.asarray(self.logits, dtype=np.float64), np.asarray(self.labels), np.asarray(self.drawn)
+        if z.ndim != 3 or z.shape[1] == 0 or y.shape != z.shape[:1] or drawn.shape != z.shape[:2]:
+            shapes = f"{z.shape}, {y.shape} and {drawn.shape}"
+            raise UserError(f"answers need logits [n, M >= 1, C], labels [n] and numbers drawn [n, M], not {shapes}.")
         flat = Outputs(z.reshape(-1, z.shape[2]), np.repeat(y, z.shape[1]))
         object.__setattr__(self, "logits", flat.logits.reshape(z.shape))
         object.__setattr__(self, "labels", y.astype(np.int64))
+        object.__setattr__(self, "drawn", drawn.astype(np.int64))
 
     @property
     def log_p(self) -> Floats:
@@ -62,6 +67,10 @@ class Asked:
         """`rule` on all four: Answers of n images -> scores [n], higher = more likely a member."""
         return Scores(rule(self.members), rule(self.non_members), rule(self.known_members), rule(self.known_non_members))
 
+    def first(self) -> "Asked":
+        """The first answer about each image alone."""
+        return Asked(*(Answers(part.logits[:, :1], part.labels, part.drawn[:, :1]) for part in vars(self).values()))
+
     def dealt_out(self, seed: int) -> "Asked":
         """The null: membership shuffled among the scored images, and among the known ones."""
         rng = np.random.default_rng(seed)
@@ -70,9 +79,10 @@ class Asked:
 
 
 def _dealt_out(members: Answers, non_members: Answers, rng: np.random.Generator) -> tuple[Answers, Answers]:
-    logits, labels = (np.concatenate([getattr(side, part) for side in (members, non_members)]) for part in ("logits", "labels"))
-    order, cut = rng.permutation(len(labels)), len(members.labels)
-    return Answers(logits[order[:cut]], labels[order[:cut]]), Answers(logits[order[cut:]], labels[order[cut:]])
+    order = rng.permutation(len(members.labels) + len(non_members.labels))
+    pooled = [np.concatenate([getattr(side, part) for side in (members, non_members)])[order] for part in vars(members)]
+    first, second = zip(*(np.split(part, [len(members.labels)]) for part in pooled), strict=True)
+    return Answers(*first), Answers(*second)
 
 
 def gap(asked: Asked) -> Scores:
@@ -90,24 +100,27 @@ def averaged(asked: Asked) -> Scores:
     return asked.score(lambda answers: answers.log_p.mean(1))
 
 
-def learned(asked: Asked, interval: Interval | None) -> Scores:
+def learned(asked: Asked, interval: Interval | None, timed: bool = False) -> Scores:
     """Log-odds of membership by a logistic regression on `features`, fitted on the known points."""
-    known = [features(part, interval) for part in (asked.known_members, asked.known_non_members)]
+    known = [features(part, interval, timed) for part in (asked.known_members, asked.known_non_members)]
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     model.fit(np.concatenate(known), np.repeat([1, 0], [len(part) for part in known]))
-    return asked.score(lambda answers: np.asarray(model.decision_function(features(answers, interval))))
+    return asked.score(lambda answers: np.asarray(model.decision_function(features(answers, interval, timed))))
 
 
-def features(answers: Answers, interval: Interval | None) -> Floats:
-    """What M answers say of an image, float64 [n, 4], or [n, 5] where the defender's interval is known.
+def features(answers: Answers, interval: Interval | None, timed: bool = False) -> Floats:
+    """What M answers say of an image, float64 [n, 4], and a column more for each: a known interval, and `timed`.
 
     Mean log p of the true label; mean and standard deviation of phi of the released label; the fraction of right answers;
-    and the fraction whose phi lies in the interval, ends included: an image that misses it in all N candidates shows.
+    the fraction whose phi lies in the defender's `interval`, ends included: an image that misses it in all N candidates
+    shows; and, for an attacker who takes the time of the answers, the mean number of candidates drawn.
     """
     released = phi(answers.logits)
     columns = [answers.log_p.mean(1), released.mean(1), released.std(1), answers.right.mean(1)]
     if interval is not None:
         columns.append(((released >= interval[0]) & (released <= interval[1])).mean(1))
+    if timed:
+        columns.append(answers.drawn.mean(1))
     return np.stack(columns, axis=1)
 
 

@@ -23,6 +23,9 @@ class ProtectedClassifier(nn.Module):
     image has one answer, up to rounding, in any batch, however often it is asked, and after a restart. The law of that
     answer is the same as without. Images are compared at 8 bits a channel: jitter below half a grey level meets the same
     noise, one grey level in one pixel fresh noise. A service keeps its key secret: with it, noise is known beforehand.
+
+    How many candidates an image took shows in the time of its answer, and members take other numbers than non-members
+    (common/attack_diffence.py measures it): a service whose time can be taken draws all at once, `draws` = `n`.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class ProtectedClassifier(nn.Module):
         self.classifier, self.reconstruct, self.selector = classifier, reconstruct, selector
         self.n, self.draws, self.batch, self.key = n, draws, batch, key
         self.served = 0  # queries answered without a key so far: names the next one
-        self.drawn = 0  # candidates drawn so far
+        self.drawn = torch.zeros(0, dtype=torch.int64)  # candidates drawn for each image of the last call
         self.eval()
 
     def train(self, mode: bool = True) -> "ProtectedClassifier":
@@ -70,7 +73,7 @@ class ProtectedClassifier(nn.Module):
     def _all(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
         """Average over all N candidates."""
         drawn = draw_candidates(self.reconstruct, images, queries, self.n, self.batch).flatten(0, 1)
-        self.drawn += len(drawn)
+        self.drawn = torch.full((len(images),), self.n)
         logits = torch.cat([self._logits(part) for part in drawn.split(self.batch)])
         released = self.selector.release(logits.view(len(images), self.n, -1).cpu().numpy(), original.cpu().numpy())
         return torch.from_numpy(released).to(original)
@@ -80,6 +83,7 @@ class ProtectedClassifier(nn.Module):
         labels = original.argmax(1)
         released = original.clone()
         best = np.full(len(images), np.inf)
+        self.drawn = torch.zeros(len(images), dtype=torch.int64)
         for start in range(0, self.n, self.draws):
             waiting = torch.from_numpy(np.flatnonzero(best > 0))
             if not len(waiting):
@@ -98,7 +102,7 @@ class ProtectedClassifier(nn.Module):
                     )
                 ]
             )
-            self.drawn += len(rows)
+            self.drawn[waiting] += len(numbers)
             ranks = self.selector.rank(logits.cpu().numpy(), labels[where].cpu().numpy())
             for row, rank, candidate in zip(rows.tolist(), ranks, logits, strict=True):
                 if rank < best[row]:
