@@ -94,10 +94,8 @@ def stronger(rows: Rows) -> pd.DataFrame:
     """AUC, and TPR in parentheses, of the best of the paper's five attacks and of those with shadow models, a line a row."""
     lines = []
     for row in rows:
-        found = {
-            "best of five": row["attacks"][row["best"]["attack"]],
-            **{name: row["attacks"][name] for name in SHADOW_ATTACKS},
-        }
+        found = {"best of five": row["attacks"][row["best"]["attack"]]}
+        found |= {name: row["attacks"][name] for name in SHADOW_ATTACKS}
         cells = {title: f"{one['auc']:.3f} ({100 * one['tpr_at_fpr']['rate']:.1f}%)" for title, one in found.items()}
         lines.append({**names(row), **cells, "gap floor": f"{row['gap_floor']:.3f}", "null AUC": null_range([row])})
     return pd.DataFrame(lines)
@@ -111,8 +109,7 @@ def null_range(rows: Rows) -> str:
 
 def results_page(root: Path) -> str:
     """results/README.md: a pair of tables a setting, the paper's Table III beside ours, means over seeds, experiments."""
-    parts = []
-    settings = measured(root)
+    parts, settings = [], measured(root)
     for (dataset, name), rows in settings.items():
         first = rows[0]
         facts = next((row["diffence"] for row in rows if row["diffence"]), None)
