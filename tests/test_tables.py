@@ -95,6 +95,19 @@ def test_the_real_run_shows_what_diffence_promises() -> None:
     assert rows["1"]["best"]["auc"] <= rows["1"]["gap_floor"] + 0.03
 
 
+def test_lira_finds_a_tenth_at_a_low_fpr() -> None:
+    """Of the members that LiRA finds on CIFAR-10 at 0.1% FPR without Diffence, in scenario 1; its AUC stays above the floor."""
+    rows = {
+        (row["defense"], row["diffence"]["scenario"] if row["diffence"] else None): row
+        for row in pages.measured(ROOT)["cifar10", "small-clean-seed0-attack.shadows=16"]
+    }
+    for defense in ("undefended", "hamp"):
+        for attack in ("lira-online", "lira-offline"):
+            without, defended = (rows[defense, scenario]["attacks"][attack] for scenario in (None, "1"))
+            assert without["tpr_at_fpr"]["hits"] > 10 * defended["tpr_at_fpr"]["hits"]
+            assert defended["auc"] > rows[defense, "1"]["gap_floor"]
+
+
 # what a table says of a row
 
 
