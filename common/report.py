@@ -209,10 +209,7 @@ def label_only_markdown(row: dict[str, Any]) -> str:
     lines = [
         {
             "attack": name,
-            "AUC": f"{found['auc']:.3f}",
-            "95% interval": "{:.3f} .. {:.3f}".format(*found["auc_interval"]),
-            "ACC": f"{found['accuracy']:.3f}",
-            "null AUC": f"{row['null']['attacks'][name]['auc']:.3f}",
+            **_reached(found, row["null"]["attacks"][name]["auc"]),
             "labels an image": f"{row[name]['asked_an_image']:,.0f}",
             "failed": sum(row[name]["failed"].values()) if "failed" in row[name] else "-",
         }
@@ -232,12 +229,19 @@ def questions_markdown(row: dict[str, Any]) -> str:
         {
             "Diffence": scenario,
             "attacker": attacker,
-            "AUC": f"{attack['auc']:.3f}",
-            "95% interval": "{:.3f} .. {:.3f}".format(*attack["auc_interval"]),
-            "ACC": f"{attack['accuracy']:.3f}",
-            "null AUC": f"{attack['null_auc']:.3f}",
+            **_reached(attack, attack["null_auc"]),
             "candidates an image": f"{attack['draws']:.1f}",
         }
         for scenario, attacker, attack in found
     ]
     return as_markdown(pd.DataFrame(lines))
+
+
+def _reached(attack: dict[str, Any], null_auc: float) -> dict[str, str]:
+    """What an attack reached, and what it finds under shuffled membership."""
+    return {
+        "AUC": f"{attack['auc']:.3f}",
+        "95% interval": "{:.3f} .. {:.3f}".format(*attack["auc_interval"]),
+        "ACC": f"{attack['accuracy']:.3f}",
+        "null AUC": f"{null_auc:.3f}",
+    }
