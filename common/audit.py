@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common import cli
 from common.attacks import ATTACKS, Known, NNOptions, Outputs, Scores
-from common.attacks.contract import dealt_out
+from common.attacks.contract import dealt_out, redealt
 from common.attacks.shadow import ShadowOutputs, shadow_attacks
 from common.audit_files import SMALLEST_PROBABILITY, Loaded, Shadows, load_outputs, load_shadows
 from common.audit_page import render, summary, table
@@ -117,10 +117,9 @@ def null_scores(sides: dict[str, Outputs], places: dict[str, Places], options: N
     """
     members, non_members = sides.values()
     order = np.random.default_rng(derive_seed("null", seed)).permutation(len(members) + len(non_members))
-    logits, labels = (np.concatenate([getattr(side, part) for side in sides.values()])[order] for part in ("logits", "labels"))
-    cut = [len(members)]
-    parts = zip(np.split(logits, cut), np.split(labels, cut), strict=True)
-    dealt = dict(zip(sides, (Outputs(*part) for part in parts), strict=True))
+    logits = redealt(members.logits, non_members.logits, order)
+    labels = redealt(members.labels, non_members.labels, order)
+    dealt = dict(zip(sides, map(Outputs, logits, labels), strict=True))
     return attack_all(dealt, places, replace(options, nn_epochs=-(-options.nn_epochs // 5)), seed)
 
 

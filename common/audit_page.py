@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
+from common.report import reached
+
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -118,10 +120,7 @@ def table(row: dict[str, Any]) -> pd.DataFrame:
     lines = [
         {
             "attack": name,
-            "AUC": f"{attack['auc']:.3f}",
-            "AUC, 95%": "{:.3f} to {:.3f}".format(*attack["auc_interval"]),
-            "null AUC": f"{attack['null_auc']:.3f}",
-            "ACC": f"{attack['accuracy']:.3f}",
+            **reached(attack, attack["null_auc"]),
             "ACC, best threshold": f"{attack['accuracy_oracle']:.3f}",
             f"TPR @{at} FPR": percent(attack["tpr_at_fpr"]["rate"]),
             "TPR, 95%": percents(attack["tpr_at_fpr"]["interval"]),

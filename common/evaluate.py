@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from common.attacks import ATTACKS, TRAINED, Known, NNOptions, Outputs, Scores
-from common.attacks.contract import dealt_out
+from common.attacks.contract import dealt_out, redealt
 from common.config import require
 from common.data.partition import Pools, load_split, pools
 from common.defenses import DEFENSES
@@ -137,10 +137,9 @@ def null_scores(
 
 
 def shuffled(members: np.ndarray, non_members: np.ndarray, used: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
-    """Both sides, each [n, ..], with their rows `used` [k] pooled, members first, and dealt out again in `order` [2k]."""
-    pooled = np.concatenate([members[used], non_members[used]])[order]
+    """Both sides, each [n, ..], with their rows `used` [k] dealt out again in `order` [2k]."""
     dealt = [members.copy(), non_members.copy()]
-    for side, part in zip(dealt, np.split(pooled, 2), strict=True):
+    for side, part in zip(dealt, redealt(members[used], non_members[used], order), strict=True):
         side[used] = part
     return dealt
 

@@ -209,7 +209,7 @@ def label_only_markdown(row: dict[str, Any]) -> str:
     lines = [
         {
             "attack": name,
-            **_reached(found, row["null"]["attacks"][name]["auc"]),
+            **reached(found, row["null"]["attacks"][name]["auc"]),
             "labels an image": f"{row[name]['asked_an_image']:,.0f}",
             "failed": sum(row[name]["failed"].values()) if "failed" in row[name] else "-",
         }
@@ -229,7 +229,7 @@ def questions_markdown(row: dict[str, Any]) -> str:
         {
             "Diffence": scenario,
             "attacker": attacker,
-            **_reached(attack, attack["null_auc"]),
+            **reached(attack, attack["null_auc"]),
             "candidates an image": f"{attack['draws']:.1f}",
         }
         for scenario, attacker, attack in found
@@ -237,11 +237,11 @@ def questions_markdown(row: dict[str, Any]) -> str:
     return as_markdown(pd.DataFrame(lines))
 
 
-def _reached(attack: dict[str, Any], null_auc: float) -> dict[str, str]:
-    """What an attack reached, and what it finds under shuffled membership."""
+def reached(attack: dict[str, Any], null_auc: float) -> dict[str, str]:
+    """What an attack reached, beside what it finds under shuffled membership."""
     return {
         "AUC": f"{attack['auc']:.3f}",
         "95% interval": "{:.3f} .. {:.3f}".format(*attack["auc_interval"]),
-        "ACC": f"{attack['accuracy']:.3f}",
         "null AUC": f"{null_auc:.3f}",
+        "ACC": f"{attack['accuracy']:.3f}",
     }

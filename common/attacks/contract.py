@@ -5,8 +5,10 @@ An attack reads the released outputs of labelled images, after every defense, an
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import softmax
 
 from common.errors import UserError
@@ -86,11 +88,15 @@ class Scores:
     labels: Sequence[Ints] | None = field(default=None, kw_only=True)
 
 
+def redealt(members: NDArray[Any], non_members: NDArray[Any], order: Ints) -> list[NDArray[Any]]:
+    """Both sides' rows, [n, ..] and [m, ..], pooled, members first, and dealt out again in `order` [n + m]: a null."""
+    return np.split(np.concatenate([members, non_members])[order], [len(members)])
+
+
 def dealt_out(scores: Scores, seed: int) -> Scores:
     """The null of an attack that never looked at the target's members: membership shuffled among its known and its scored
     points. Labels are left out.
     """
     rng = np.random.default_rng(seed)
-    scored = rng.permutation(np.concatenate([scores.members, scores.non_members]))
-    known = rng.permutation(np.concatenate([scores.known_members, scores.known_non_members]))
-    return Scores(*np.split(scored, [len(scores.members)]), *np.split(known, [len(scores.known_members)]))
+    pairs = (scores.members, scores.non_members), (scores.known_members, scores.known_non_members)
+    return Scores(*(side for pair in pairs for side in redealt(*pair, rng.permutation(sum(map(len, pair))))))

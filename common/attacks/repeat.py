@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from common.attacks.contract import Outputs, Scores
+from common.attacks.contract import Outputs, Scores, redealt
 from common.errors import UserError
 from common.metrics import Floats, Ints, phi
 
@@ -80,8 +80,8 @@ class Asked:
 
 def _dealt_out(members: Answers, non_members: Answers, rng: np.random.Generator) -> tuple[Answers, Answers]:
     order = rng.permutation(len(members.labels) + len(non_members.labels))
-    pooled = [np.concatenate([getattr(side, part) for side in (members, non_members)])[order] for part in vars(members)]
-    first, second = zip(*(np.split(part, [len(members.labels)]) for part in pooled), strict=True)
+    parts = [redealt(getattr(members, part), getattr(non_members, part), order) for part in vars(members)]
+    first, second = zip(*parts, strict=True)
     return Answers(*first), Answers(*second)
 
 
