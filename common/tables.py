@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import cli
+from common.data import DATASETS
 from common.errors import UserError, check_name
 from common.files import atomic_write, read_json
 from common.pages import cost_of, headlines, results_page, setting
 
 ROOT = Path(__file__).parents[1]
-DATASETS = ("cifar10", "cifar100", "svhn", "synthetic")
 
 
 def collect(dataset: str) -> list[Path]:

@@ -1,6 +1,6 @@
 """DP-SGD (Abadi et al., CCS 2016) with Opacus (paper Section IV-A): per-sample gradients are clipped, summed, noised.
 
-The paper's noise multipliers (0.1 and 0.05) are not private: epsilon at delta = 1e-5 is around 1e5 to 1e6. It is written
+The paper's noise multipliers (0.1 and 0.05) are not private: epsilon at delta = 1e-5 is around 1e5 to 3e6. It is written
 into every result; `target_epsilon` asks for the noise of a budget instead. What matters for a private run:
 - BatchNorm mixes the samples of a batch, so GroupNorm replaces it, before the optimiser is built: in the released code
   it comes after, and the new layers' parameters are never trained;
