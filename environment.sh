@@ -17,7 +17,8 @@ except ImportError:
     from pip._vendor.packaging.requirements import Requirement
 
 with open(sys.argv[1], "rb") as file:
-    needed = [Requirement(line) for line in tomllib.load(file)["project"]["dependencies"]]
+    project = tomllib.load(file)["project"]
+needed = [Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"]["test"])]
 sys.exit(any(not need.specifier.contains(version(need.name), prereleases=True) for need in needed))
 PY
 }
@@ -39,7 +40,7 @@ if ! _has_dependencies "$PYTHON"; then
             exit 2
         }
         # One pip call for all: torch and torchvision must be resolved as a pair.
-        "$_root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$_root" || {
+        "$_root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$_root[test]" || {
             echo "error: the installation failed; the message above says why. Run the same command again to continue." >&2
             exit 2
         }

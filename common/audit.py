@@ -4,9 +4,10 @@
     np.savez("n.npz", logits=..., labels=...)     # and on non-members, never seen in training
     python -m common.audit --members m.npz --non-members n.npz --out audit
 
-`probabilities` [n, C] do in place of `logits`, but predictions that round to 1 tie. With `--shadows s.npz` LiRA and RMIA
-join: `logits` or `probabilities` [M, members + non-members, C] of M shadow models on both files' points, members first,
-and `keep` bool [M, members + non-members]: which of them each model was trained on. Nothing is unpickled.
+`probabilities` [n, C] do in place of `logits`, but those with all classes but one at exactly 0 tie. With `--shadows s.npz`
+LiRA and RMIA join: `logits` or `probabilities` [M, members + non-members, C] of M >= 2 shadow models on both files' points,
+members first, and `keep` bool [M, members + non-members]: which of them each model was trained on. The audited model must not
+be among them. Nothing is unpickled.
 
 Each side is split at random into known points, on which the NN attack trains and thresholds are fitted, and scored points,
 which every number is about. Written to --out: audit.html (one file, no network), audit.json, roc.png and phi.png.
@@ -26,15 +27,16 @@ from common import cli
 from common.attacks import ATTACKS, Known, NNOptions, Outputs, Scores
 from common.attacks.contract import dealt_out, redealt
 from common.attacks.shadow import ShadowOutputs, shadow_attacks
-from common.audit_files import SMALLEST_PROBABILITY, Loaded, Shadows, load_outputs, load_shadows
-from common.audit_page import render, summary, table
+from common.audit_files import Loaded, Shadows, load_outputs, load_shadows
+from common.audit_page import render, summary, table, warnings
 from common.calibration import ece, nll
 from common.config import Attack
 from common.errors import UserError
 from common.figures import draw_phi, draw_roc
-from common.files import atomic_write, derive_seed, sha256, write_json
+from common.files import atomic_write, derive_seed, make_folder, sha256, write_json
 from common.measure import report_of
-from common.metrics import Ints, phi, pool_warnings
+from common.metrics import Ints, phi
+from common.uncertainty import LEVEL, delong_interval
 
 ROOT = Path(__file__).parents[1]
 FEWEST = 10  # known points, and scored points, of a side: the NN attack needs as many
@@ -59,9 +61,10 @@ def audit(files: dict[str, Path], known_fraction: float, fpr: float, seed: int, 
         raise UserError(f"--known-fraction and --fpr must lie between 0 and 1, both excluded, not {known_fraction} and {fpr}.")
     loaded = {side: load_outputs(files[side]) for side in ("members", "non_members")}
     sides = {side: one.outputs for side, one in loaded.items()}
-    check_sides(sides, files)
+    check_sides(loaded, files)
     places = {side: split(side, len(outputs), known_fraction, seed) for side, outputs in sides.items()}
     shadows = load_shadows(files["shadows"], *sides.values()) if "shadows" in files else None
+    make_folder(out)
     # First what needs no training, so that shadow models that do not fit are refused at once.
     found, options = attack_with_shadows(sides, places, shadows) if shadows else {}, NNOptions()
     scores = found | attack_all(sides, places, options, seed)
@@ -75,9 +78,15 @@ def audit(files: dict[str, Path], known_fraction: float, fpr: float, seed: int, 
     return row
 
 
-def check_sides(sides: dict[str, Outputs], files: dict[str, Path]) -> None:
-    """Refuse two sides that cannot be of one model, or that are one set of points given twice."""
-    members, non_members = sides.values()
+def check_sides(loaded: dict[str, Loaded], files: dict[str, Path]) -> None:
+    """Refuse two sides that cannot be of one model, that were not saved alike, or that are one set of points given twice."""
+    kinds = [f"`{one.array}` of {one.dtype}" for one in loaded.values()]
+    if len(set(kinds)) > 1:
+        raise UserError(
+            f"{files['members']} holds {kinds[0]} and {files['non_members']} {kinds[1]}: save both alike, since rounding alone "
+            "would tell the sides apart."
+        )
+    members, non_members = (one.outputs for one in loaded.values())
     if members.classes != non_members.classes:
         raise UserError(
             f"{files['members']} has {members.classes} classes and {files['non_members']} {non_members.classes}: both must be "
@@ -124,7 +133,7 @@ def null_scores(sides: dict[str, Outputs], places: dict[str, Places], options: N
 
 
 def attack_with_shadows(sides: dict[str, Outputs], places: dict[str, Places], shadows: Shadows) -> dict[str, Scores]:
-    """Scores of LiRA and RMIA, offline and, where every point has an IN model, online.
+    """Scores of LiRA and RMIA, as far as the shadow models allow.
 
     RMIA's population are the known non-members. They are also what its threshold is fitted on: that a point is in its own
     population lowers its score by at most one over their number.
@@ -136,7 +145,7 @@ def attack_with_shadows(sides: dict[str, Outputs], places: dict[str, Places], sh
     known = member.known, len(members) + other.known
     scored = member.scored, len(members) + other.scored
     outputs = ShadowOutputs(target_phi, shadows.phi[:, None], shadows.keep, labels, population=known[1])
-    return shadow_attacks(outputs, (*scored, *known), Attack(), shadows.online)
+    return shadow_attacks(outputs, (*scored, *known), Attack())
 
 
 def describe(
@@ -153,7 +162,7 @@ def describe(
         "known": {side: len(place.known) for side, place in places.items()},
         "scored": {side: len(place.scored) for side, place in places.items()},
         "saturated": saturated,
-        "shadows": {"models": len(shadows.keep), "online": shadows.online} if shadows else None,
+        "shadows": {"models": len(shadows.keep), "left_out": shadows.left_out} if shadows else None,
         "accuracy": {side: float((o.logits.argmax(1) == o.labels).mean()) for side, o in scored.items()},
         "ece": ece(scored["non_members"].probabilities, scored["non_members"].labels),
         "nll": nll(scored["non_members"].logits, scored["non_members"].labels),
@@ -162,13 +171,18 @@ def describe(
 
 
 def measure(scores: dict[str, Scores], null: dict[str, Scores], fpr: float) -> dict[str, Any]:
-    """Metrics of every attack, with the AUC under shuffled membership, the name of the largest AUC's, and the gap floor."""
+    """Metrics of every attack, with the AUC under shuffled membership, the name of the largest AUC's, and the gap floor.
+
+    best_interval: the largest AUC's, at a level that holds for all attacks at once (Bonferroni), since the scored points
+    themselves picked it.
+    """
     attacks, chance = (
         {name: report_of(points, "clean", Attack(fpr=fpr)) for name, points in found.items()} for found in (scores, null)
     )
     attacks = {name: report | {"null_auc": chance[name]["auc"]} for name, report in attacks.items()}
     best = max(attacks, key=lambda name: attacks[name]["auc"])
-    return {"attacks": attacks, "best": best, "gap_floor": attacks["correctness"]["auc"]}
+    interval = delong_interval(scores[best].members, scores[best].non_members, 1 - (1 - LEVEL) / len(attacks))
+    return {"attacks": attacks, "best": best, "best_interval": interval, "gap_floor": attacks["correctness"]["auc"]}
 
 
 def most_exposed(members: Outputs, places: Places, scores: Scores) -> list[dict[str, Any]]:
@@ -190,19 +204,6 @@ def most_exposed(members: Outputs, places: Places, scores: Scores) -> list[dict[
         }
         for i, (row, score) in enumerate(zip(rows, scores.members[first], strict=True))
     ]
-
-
-def warnings(row: dict[str, Any]) -> list[str]:
-    """What a reader must know before trusting the numbers."""
-    found = pool_warnings(row["scored"]["members"], row["scored"]["non_members"], row["fpr"])
-    if row["saturated"]:
-        found.append(
-            f"{row['saturated']:,} predictions have p = 1 to float precision, which hides what sets them apart (p = 0 is taken "
-            f"as {SMALLEST_PROBABILITY:.2g}): save logits in place of probabilities."
-        )
-    if row["shadows"] and not row["shadows"]["online"]:
-        found.append("Some points have no shadow model that was trained on them: LiRA and RMIA were run offline only.")
-    return found
 
 
 def write(out: Path, row: dict[str, Any], scores: dict[str, Scores], scored: dict[str, Outputs]) -> None:

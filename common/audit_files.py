@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from common.attacks import Outputs
+from common.attacks.shadow import SHADOW_ATTACKS, possible
 from common.errors import UserError
 from common.metrics import Floats, phi
 
-# The smallest normal float32: whatever a float32 softmax holds keeps its order, and an exact 0 has a finite logarithm.
-SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 SUM_TOLERANCE = 1e-3  # of a row of probabilities: enough for float16
 
 PICKLE = "a pickle, such as TF Privacy's AttackResults.save writes, which may run code when it is opened"
@@ -35,11 +34,12 @@ BY_ARRAYS = {"memberships": "a result of ML Privacy Meter", "logits_train": "the
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """The outputs in a file, the name of the array they came from, and how many predictions have p = 1 to its precision."""
+    """The outputs in a file, the name and number type of the array they came from, and how many of its rows tie as sure."""
 
     outputs: Outputs
     array: str
-    saturated: int  # always 0 for logits
+    dtype: str
+    saturated: int  # see `count_saturated`
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +51,9 @@ class Shadows:
     saturated: int
 
     @property
-    def online(self) -> bool:
-        """Whether every point has a shadow model that was trained on it; without, only offline attacks can be run."""
-        return bool(self.keep.any(axis=0).all())
+    def left_out(self) -> list[str]:
+        """The attacks that these shadow models do not allow."""
+        return sorted(set(SHADOW_ATTACKS) - set(possible(self.keep)))
 
 
 def load_outputs(path: Path) -> Loaded:
@@ -67,11 +67,11 @@ def load_outputs(path: Path) -> Loaded:
         outputs = Outputs(to_logits(name, values), labels)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return Loaded(outputs, name, count_saturated(name, values))
+    return Loaded(outputs, name, str(values.dtype), count_saturated(name, values))
 
 
 def load_shadows(path: Path, members: Outputs, non_members: Outputs) -> Shadows:
-    """The shadow models' phi and `keep` in a .npz; one model at a time is held in float64."""
+    """The shadow models' phi and `keep` in a .npz; one model at a time is held in float64. The target is refused among them."""
     name, values, keep = read_arrays(path, "keep", "logits=[M, n_all, C], keep=[M, n_all] of bool")
     labels = np.concatenate([members.labels, non_members.labels])
     wanted = len(labels), members.classes
@@ -86,15 +86,22 @@ def load_shadows(path: Path, members: Outputs, non_members: Outputs) -> Shadows:
         shadow_phi = np.stack([phi(to_logits(name, one), labels) for one in values])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    target_phi = np.concatenate([phi(side.logits, side.labels) for side in (members, non_members)])
+    same = np.isclose(shadow_phi, target_phi, rtol=1e-3, atol=1e-3).all(axis=1)
+    if same.any() and len(np.unique(target_phi)) > 2:  # of hard labels all may agree
+        raise UserError(
+            f"{path}: shadow model {same.argmax()}, counted from 0, answers as the audited model on every point; leave it out, "
+            "for a model among its own shadow models seems to leak where nothing does."
+        )
     return Shadows(shadow_phi, keep, count_saturated(name, values))
 
 
 def read_arrays(path: Path, other: str, save: str) -> tuple[str, np.ndarray, np.ndarray]:
     """The name of the outputs' array in a .npz, that array, and the array called `other`; `save` says what to save."""
-    kind = foreign_format(path)
-    if kind:
-        raise UserError(f"{path} is {kind}: save plain arrays with np.savez(FILE, {save}) and pass that .npz.")
     try:
+        kind = foreign_format(path)
+        if kind:
+            raise UserError(f"{path} is {kind}: save plain arrays with np.savez(FILE, {save}) and pass that .npz.")
         with np.load(path, allow_pickle=False) as archive:
             name = next((name for name in ("logits", "probabilities") if name in archive.files), None)
             if name is None or other not in archive.files:
@@ -106,6 +113,8 @@ def read_arrays(path: Path, other: str, save: str) -> tuple[str, np.ndarray, np.
             return name, archive[name], archive[other]
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read: give yourself permission to.") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             raise UserError(f"{path} holds arrays of Python objects, which need pickle: save numbers of one shape.") from None
@@ -130,9 +139,12 @@ def foreign_format(path: Path) -> str | None:
 
 
 def to_logits(name: str, values: np.ndarray) -> Floats:
-    """Logits [.., C] as they are; of probabilities the logarithm, clipped at SMALLEST_PROBABILITY. Checks both kinds."""
+    """Logits [.., C] as they are; of probabilities the logarithm, in which an exact 0 counts as the smallest number that its
+    type can hold, so that all others keep their order. Checks both kinds.
+    """
     if values.dtype.kind not in "fiu":
         raise UserError(f"`{name}` must be real numbers, not of type {values.dtype}.")
+    smallest = float(np.finfo(values.dtype if values.dtype.kind == "f" else np.float64).smallest_subnormal)
     values = values.astype(np.float64)
     bad = int((~np.isfinite(values)).any(axis=-1).sum())
     if bad:
@@ -147,9 +159,9 @@ def to_logits(name: str, values: np.ndarray) -> Floats:
             f"{int((~distributions).sum())} of {len(values)} rows of `probabilities` are negative or do not sum to 1: save "
             "logits under the name `logits`, or apply softmax."
         )
-    return np.log(np.maximum(values, SMALLEST_PROBABILITY))
+    return np.log(np.maximum(values, smallest))
 
 
 def count_saturated(name: str, values: np.ndarray) -> int:
-    """How many predictions have a probability of exactly 1, so that what set them apart is rounded away."""
-    return int((values.max(axis=-1) >= 1).sum()) if name == "probabilities" else 0
+    """How many rows of probabilities hold a single class, all others being 0: what set them apart is rounded away."""
+    return int(((values > 0).sum(axis=-1) == 1).sum()) if name == "probabilities" else 0

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from common.report import reached
+from common.attacks.shadow import population_warnings
+from common.metrics import pool_warnings
+from common.report_experiments import reached
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -76,7 +78,8 @@ them, and the NN attack trains on them. All numbers are about the other points.<
 <li>AUC: the chance that a member scores above a non-member. Null AUC: the same attack after membership was shuffled, where
 there is nothing to find. ACC: (TPR + TNR) / 2 at the threshold fitted on known points, and
 at the best threshold in hindsight. TPR: share of members found while at most {{ fpr }} of the non-members are accused.
-Intervals cover the choice of points, not the training of another model.</li>
+Intervals cover the choice of points, not the training of another model; those of the table are each attack's own, and that of
+the best attack above is at level 1 - 0.05 / {{ row.attacks | length }}, because these points also chose it.</li>
 <li>Gap floor: calling every correctly classified point a member. No defense that keeps the predicted labels goes below it.</li>
 <li>An audit bounds leakage from below: these attacks reached this much, and a better one may reach more.</li>
 </ul>
@@ -97,10 +100,10 @@ def summary(row: dict[str, Any]) -> list[str]:
     """What the audit found, in whole sentences, the verdict first."""
     best, tpr = row["attacks"][row["best"]], row["attacks"][row["best"]]["tpr_at_fpr"]
     accuracy, scored = row["accuracy"], row["scored"]
-    low, high = best["auc_interval"]
+    low, high = row["best_interval"]
     sentences = [
         f"The best of {len(row['attacks'])} attacks, {row['best']}, tells members from non-members with AUC {best['auc']:.3f} "
-        f"(95% interval {low:.3f} to {high:.3f}; 0.5 is guessing).",
+        f"(95% interval, widened for the choice of the best, {low:.3f} to {high:.3f}; 0.5 is guessing).",
         f"At {100 * row['fpr']:g}% FPR it finds {tpr['hits']:,} of {tpr['positives']:,} members ({percent(tpr['rate'])}; 95% "
         f"interval {percents(tpr['interval'])}) while it accuses {tpr['errors']:,} of {tpr['negatives']:,} non-members.",
         f"The gap floor is AUC {row['gap_floor']:.3f}: the model is right on {percent(accuracy['members'])} of "
@@ -112,6 +115,22 @@ def summary(row: dict[str, Any]) -> list[str]:
             1, "That is no more than chance gives: on so many points these attacks show no leakage, nor do they rule it out."
         )
     return sentences
+
+
+def warnings(row: dict[str, Any]) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    found = pool_warnings(row["scored"]["members"], row["scored"]["non_members"], row["fpr"])
+    if row["saturated"]:
+        found.append(
+            f"{row['saturated']:,} predictions have all classes but one at exactly 0, which hides what sets them apart: save "
+            "logits in place of probabilities."
+        )
+    if row["shadows"] and row["shadows"]["left_out"]:
+        found.append(
+            f"Left out: {', '.join(row['shadows']['left_out'])}. Online attacks need for every point a shadow model that was "
+            "trained on it, and LiRA two models of a point that were, or were not, trained on it."
+        )
+    return found + population_warnings(row["attacks"], row["known"]["non_members"], row["fpr"])
 
 
 def table(row: dict[str, Any]) -> pd.DataFrame:

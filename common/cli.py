@@ -43,7 +43,7 @@ def run_script(main: Callable[[Path, Sequence[str]], None], folder: Path) -> Non
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command continues where it was.", file=sys.stderr)
+        print("stopped; run the same command again to go on.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `... | head`: not our business
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -65,7 +65,7 @@ def train_shadows(folder: Path, arguments: Sequence[str]) -> None:
     made = parser(folder, f"Train shadow models of {folder.name} under a defense, for LiRA and RMIA.")
     made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
     made.add_argument("--count", type=int, default=64, help="how many, an even number (default: 64; 16 for a first look)")
-    made.add_argument("--index", type=int, metavar="INT", help="train this one only (0..COUNT-1), as a job of its own")
+    made.add_argument("--index", type=int, metavar="INT", help="train this one only (from 0), as a job of its own")
     parsed = _parse(made, folder, arguments)
     require(parsed.count >= 2 and parsed.count % 2 == 0, f"--count must be an even number from 2, not {parsed.count}.")
     from tqdm import tqdm
@@ -167,7 +167,7 @@ def attack_diffence(folder: Path, arguments: Sequence[str]) -> None:
     from common.attack_diffence import attack_diffence as attack
     from common.attack_diffence import result_path
     from common.defenses import DEFENSES, with_options
-    from common.report import questions_markdown
+    from common.report_experiments import questions_markdown
     from common.run import open_run
 
     check_name("defense", parsed.defense, DEFENSES)
@@ -195,7 +195,7 @@ def label_only(folder: Path, arguments: Sequence[str]) -> None:
     from common.defenses import DEFENSES, with_options
     from common.label_only import label_only as attack
     from common.label_only import result_path
-    from common.report import label_only_markdown
+    from common.report_experiments import label_only_markdown
     from common.run import open_run
 
     check_name("defense", parsed.defense, DEFENSES)

@@ -144,7 +144,7 @@ class Attack:
     nn_batch_size: int = 64  # of members and of non-members each
     nn_held_out: float = 0.2  # of the known points: chooses the epoch and the threshold in the clean protocol
     fpr: float = 0.001  # TPR is reported at this FPR, TNR at this FNR
-    shadows: int = 0  # shadow models of LiRA and RMIA, an even number; 0 leaves both out
+    shadows: int = 0  # shadow models of LiRA and RMIA, an even number from 4; 0 leaves both out
     mirror: bool = False  # LiRA and RMIA also ask for the mirrored image
     lira_variance: Literal["auto", "example", "global"] = "auto"  # global below 64 IN and OUT models
     lira_tail: Literal["one-sided", "reference"] = "one-sided"  # offline: the paper's, or the released code's two-sided one
@@ -153,8 +153,8 @@ class Attack:
     per_class: bool = False  # also fit a threshold per class (Song & Mittal): overfits where known points are few
 
     def __post_init__(self) -> None:
-        even = self.shadows >= 0 and self.shadows % 2 == 0
-        require(even, f"attack.shadows must be an even number, or 0 for none, not {self.shadows}.")
+        fits = self.shadows == 0 or (self.shadows >= 4 and self.shadows % 2 == 0)
+        require(fits, f"attack.shadows must be an even number from 4, or 0 for none, not {self.shadows}.")
 
 
 @dataclass(frozen=True)

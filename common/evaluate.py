@@ -46,12 +46,12 @@ def evaluate(run: Run, defense: str, protocol: str, scenarios: list[str]) -> lis
     released = [guard(release(run, sides, places, scenario), post) for scenario in (None, *scenarios)]
     rows = []
     for shown in released:
-        scores = attack_all(run, sides, places, shown, protocol)
+        # First what needs no training, so that a shadow model that is missing is named at once.
+        shadows = run.config.attack.shadows
+        found = shadow_scores(run, defense, protocol, split, places, shown.selector) if shadows else {}
+        scores = attack_all(run, sides, places, shown, protocol) | found
         null = null_scores(run, defense, sides, places, shown, protocol)
-        if run.config.attack.shadows:
-            found = shadow_scores(run, defense, protocol, split, places, shown.selector)
-            scores |= found
-            null |= {name: dealt_out(points, derive_seed("null", name, run.seed)) for name, points in found.items()}
+        null |= {name: dealt_out(points, derive_seed("null", name, run.seed)) for name, points in found.items()}
         row = describe(run, defense, protocol, shown, sides, places) | measure(scores, null, protocol, run.config.attack)
         write_result(run.results_dir(protocol), row, scores)
         rows.append(row)

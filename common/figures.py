@@ -47,6 +47,8 @@ def draw_phi(
     values = {name: (phi(members, labels[0]), phi(others, labels[1])) for name, (members, others) in released.items()}
     pooled = np.concatenate([side for pair in values.values() for side in pair])
     low, high = np.quantile(pooled, [0.002, 0.998])
+    if low == high:  # nearly all points are sure, say: show what is left
+        low, high = pooled.min(), pooled.max() + 1
     bins = np.linspace(float(low), float(high), 50)
     figure, axes = plt.subplots(
         1, len(values), figsize=(4.2 * len(values), 3.6), sharey=True, layout="constrained", squeeze=False

@@ -29,6 +29,14 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """A folder to write results into; UserError where there can be none, before anything long is begun."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be a folder for results ({error.strerror}): name another one.") from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Indented JSON, atomically; NaN is refused, since no reader agrees on it."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -23,13 +23,14 @@ from tqdm import tqdm
 
 from common import cli
 from common.attacks import METRIC_ATTACKS, Outputs
+from common.attacks.contract import redealt
 from common.config import load_config, require
 from common.data import DATASETS
 from common.data.partition import Split, load_split, pools
 from common.defenses import DEFENSES, with_options
 from common.errors import check_name
 from common.figures import draw_trade_off
-from common.files import atomic_write
+from common.files import atomic_write, derive_seed
 from common.metrics import auc
 from common.run import Run, environment, open_run
 from common.targets import PostInference, load_target
@@ -91,7 +92,8 @@ def runs_of(run: Run, defense: str, grid: dict[str, list[str]]) -> list[GridRun]
 def measured(run: Run, defense: str, split: Split) -> dict[str, Any]:
     """Accuracy on members (train) and non-members (test) and the AUC of every attack that trains nothing, all 0..1.
 
-    On the first `data.fit + data.known` images a side, which are scored under protocol `released` only.
+    null_auc: the best of the same scores under shuffled membership. On the first `data.fit + data.known` images a side, which
+    are scored under protocol `released` only.
     """
     model = load_target(run, defense, "clean", DEFENSES[defense].build(run))
     places = slice(pools(run.config.data, "clean").scored.start)
@@ -99,7 +101,9 @@ def measured(run: Run, defense: str, split: Split) -> dict[str, Any]:
         Outputs(predict(model, part.take(places), run.device).numpy(), part.labels[places].numpy())
         for part in (split.members, split.non_members)
     )
-    aucs = {name: auc(score(members), score(others)) for name, score in METRIC_ATTACKS.items()}
+    scores = {name: (score(members), score(others)) for name, score in METRIC_ATTACKS.items()}
+    order = np.random.default_rng(derive_seed("null", "grid", run.seed)).permutation(2 * len(members))
+    aucs = {name: auc(*pair) for name, pair in scores.items()}
     gap_floor = aucs.pop("correctness")
     train, test = (float((side.logits.argmax(1) == side.labels).mean()) for side in (members, others))
     return {
@@ -107,6 +111,7 @@ def measured(run: Run, defense: str, split: Split) -> dict[str, Any]:
         "train_accuracy": train,
         "best_auc": max(aucs.values()),
         "gap_floor": gap_floor,
+        "null_auc": max(auc(*redealt(*pair, order)) for pair in scores.values()),
         **{f"{name}_auc": value for name, value in aucs.items()},
         "points_a_side": len(members),
     }
@@ -172,7 +177,7 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     for table in search(run, runs, split):
         if len(table) > 1:
             write(results, f"{run.dataset}, {run.profile_name}, {parsed.defense}", table, options)
-    shown = ["defense", *options, "pareto", "test_accuracy", "train_accuracy", "best_auc", "gap_floor"]
+    shown = ["defense", *options, "pareto", "test_accuracy", "train_accuracy", "best_auc", "gap_floor", "null_auc"]
     ranked = table.sort_values("test_accuracy", ascending=False)[shown]
     print(ranked.to_markdown(index=False, floatfmt=".3f", disable_numparse=range(1, 1 + len(options))))
     print(f"\n{results / parsed.defense}_grid.csv and .png. What you pick goes into {folder / dataset / 'configs'}.")

@@ -22,14 +22,14 @@ from common.diffence.candidates import candidate_settings
 from common.diffence.protect import load_protected
 from common.evaluate import release
 from common.files import derive_seed, read_arrays, refuse_other_config, sha256, write_arrays, write_json
-from common.measure import report_of
+from common.measure import null_part, report_of
+from common.metrics import pool_warnings
 from common.outputs import collect
 from common.report import result_file
 from common.run import Run, provenance
 from common.targets import PostInference, load_target, training_facts, weights_path
 
 BATCH = 20  # images searched at once, and saved at once
-NULL_KEYS = ("auc", "accuracy", "accuracy_oracle")
 
 
 def label_only(run: Run, defense: str, protocol: str, count: int, steps: int, scenario: str | None) -> dict[str, Any]:
@@ -94,7 +94,8 @@ def describe(
         "diffence": diffence,
         "attacks": attacks,
         "gap_floor": attacks["correctness"]["auc"],
-        "null": {"attacks": {name: {key: found[key] for key in NULL_KEYS} for name, found in null.items()}},
+        "null": {"attacks": null_part(null)},
+        "warnings": pool_warnings(len(gap.members), len(gap.non_members), run.config.attack.fpr, protocol == "released"),
     }
 
 

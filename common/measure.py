@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from common.attacks import Outputs, Scores
+from common.attacks.shadow import population_warnings
 from common.calibration import ece, nll
 from common.config import Attack
 from common.metrics import attack_report, pool_warnings
@@ -16,25 +17,25 @@ def measure(scores: dict[str, Scores], null: dict[str, Scores], protocol: str, o
     """Metrics of every attack, the best of the paper's five, the same under shuffled membership, and warnings.
 
     `scores` and `null` (of evaluate.null_scores) by attack. gap_floor: the AUC of the gap attack, below which defenses that
-    keep labels cannot go. warnings: sentences, where the scored points are too few for an error rate of `options.fpr`.
+    keep labels cannot go. warnings: sentences, where points are too few for an error rate of `options.fpr`.
     """
     attacks, chance = (
         {name: report_of(points, protocol, options) for name, points in found.items()} for found in (scores, null)
     )
-    gap = attacks["correctness"]
-    kept = ("auc", "accuracy", "accuracy_oracle")
+    gap = scores["correctness"]
+    few = pool_warnings(len(gap.members), len(gap.non_members), options.fpr, strict=protocol == "released")
     return {
         "attacks": attacks,
         "best": best_of(attacks),
-        "gap_floor": gap["auc"],
-        "null": {
-            "attacks": {name: {key: report[key] for key in kept} for name, report in chance.items()},
-            "best": best_of(chance),
-        },
-        "warnings": pool_warnings(
-            gap["tpr_at_fpr"]["positives"], gap["tpr_at_fpr"]["negatives"], options.fpr, strict=protocol == "released"
-        ),
+        "gap_floor": attacks["correctness"]["auc"],
+        "null": {"attacks": null_part(chance), "best": best_of(chance)},
+        "warnings": few + population_warnings(scores, len(gap.known_non_members), options.fpr),
     }
+
+
+def null_part(chance: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of the reports of attacks under shuffled membership what a row keeps."""
+    return {name: {key: report[key] for key in ("auc", "accuracy", "accuracy_oracle")} for name, report in chance.items()}
 
 
 def report_of(scores: Scores, protocol: str, options: Attack) -> dict[str, Any]:

@@ -9,15 +9,8 @@ import pandas as pd
 from common.attacks.shadow import SHADOW_ATTACKS
 from common.errors import UserError
 from common.files import read_json
-from common.report import (
-    SCENARIO_TITLES,
-    accuracy_delta,
-    as_markdown,
-    label_only_markdown,
-    markdown,
-    names,
-    questions_markdown,
-)
+from common.report import SCENARIO_TITLES, accuracy_delta, as_markdown, markdown, names, warnings_of
+from common.report_experiments import label_only_markdown, questions_markdown
 from common.uncertainty import mean_and_sd
 
 ORDER = ("undefended", "selena", "advreg", "hamp", "relaxloss", "dpsgd", "memguard")  # of the paper's Table III; then others
@@ -70,6 +63,7 @@ def headlines(root: Path) -> str:
         elif shadows and first["overrides"] == [f"attack.shadows={shadows}"]:
             rate = f"{100 * first['config']['attack']['fpr']:g}%"
             parts.append(f"{title}: AUC (TPR at {rate} FPR) with {shadows} shadow models.\n\n{as_markdown(stronger(rows))}")
+            parts += warnings_of(rows)
     return "\n\n".join(parts)
 
 
@@ -174,6 +168,7 @@ def beside_the_paper(rows: Rows, paper: pd.DataFrame) -> str:
                     "best ACC": f"{row['best']['accuracy']:.3f}",
                     "oracle ACC": f"{row['best']['accuracy_oracle']:.3f}",
                     "paper: best ACC": f"{theirs['accuracy'] / 100:.3f}",
+                    "null AUC": f"{row['null']['best']['auc']:.3f}",
                 }
             )
     caption = (

@@ -15,15 +15,15 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95
 
 
-def delong_interval(member: ArrayLike, non_member: ArrayLike) -> list[float]:
-    """The 95% interval [low, high] of an AUC after DeLong, DeLong and Clarke-Pearson (1988), clipped to 0..1.
+def delong_interval(member: ArrayLike, non_member: ArrayLike, level: float = LEVEL) -> list[float]:
+    """The interval [low, high] of an AUC at a confidence `level` after DeLong, DeLong and Clarke-Pearson (1988), in 0..1.
 
     `member` [n] and `non_member` [m] scores. A point's placement value is the share of the other side that it ranks
     above, ties counted half; the variance of the AUC is the sum over both sides of the values' sample variance divided by
     their number. Ranks give all values in O((n + m) log(n + m)) (Sun and Xu, 2014). Where one side has a single point
-    nothing is known of its variance: [0, 1]. Where all placement values of a side are equal the variance is 0, so that
-    perfect separation gives [1, 1] and constant scores [0.5, 0.5]: read it as "no better estimate", not as certainty.
-    Raises UserError for empty, NaN or infinite scores.
+    nothing is known of its variance: [0, 1]. Perfect separation has the variance 0, yet is no certainty: it gives the exact
+    interval of min(n, m) disjoint pairs of a member and a non-member, all in order (Clopper-Pearson). Constant scores give
+    [0.5, 0.5], their AUC on any points. Raises UserError for empty, NaN or infinite scores.
     """
     members, others = checked_scores(member, non_member)
     n, m = len(members), len(others)
@@ -32,9 +32,12 @@ def delong_interval(member: ArrayLike, non_member: ArrayLike) -> list[float]:
     ranks = rankdata(np.concatenate([members, others]))
     of_members = (ranks[:n] - rankdata(members)) / m
     of_others = 1 - (ranks[n:] - rankdata(others)) / n
-    deviation = np.sqrt(of_members.var(ddof=1) / n + of_others.var(ddof=1) / m)
-    half = norm.ppf((1 + LEVEL) / 2) * deviation
-    return [float(np.clip(of_members.mean() + side, 0, 1)) for side in (-half, half)]
+    auc, tail = float(of_members.mean()), (1 - level) / 2
+    if auc in (0, 1):
+        bound = tail ** (1 / min(n, m))
+        return [bound, 1.0] if auc else [0.0, 1 - bound]
+    half = norm.isf(tail) * np.sqrt(of_members.var(ddof=1) / n + of_others.var(ddof=1) / m)
+    return [float(np.clip(auc + side, 0, 1)) for side in (-half, half)]
 
 
 def clopper_pearson(hits: int, trials: int) -> list[float]:

@@ -16,8 +16,11 @@ from scipy.special import softmax
 from scipy.stats import norm
 
 from common import audit
-from common.attacks import METRIC_ATTACKS, NNOptions, Outputs
+from common.attacks import METRIC_ATTACKS, NNOptions, Outputs, Scores
+from common.attacks.shadow import SHADOW_ATTACKS
 from common.errors import UserError
+from common.metrics import auc
+from common.uncertainty import delong_interval
 
 CLASSES = 5
 
@@ -89,7 +92,7 @@ def test_shadow_models_bring_lira_and_rmia(tmp_path: Path) -> None:
         assert row["attacks"][f"rmia-{mode}"]["auc"] > 0.65
         for name in ("lira", "rmia"):
             assert row["attacks"][f"{name}-{mode}"]["null_auc"] == pytest.approx(0.5, abs=0.05)
-    assert row["shadows"] == {"models": 64, "online": True}
+    assert row["shadows"] == {"models": 64, "left_out": []}
 
 
 def test_without_in_models_only_offline_attacks_run(tmp_path: Path) -> None:
@@ -100,8 +103,41 @@ def test_without_in_models_only_offline_attacks_run(tmp_path: Path) -> None:
         np.savez(files["shadows"], logits=made["logits"], keep=keep)
     row = run(files, tmp_path / "out")
     assert {name for name in row["attacks"] if "lira" in name or "rmia" in name} == {"lira-offline", "rmia-offline"}
-    assert any("offline only" in warning for warning in row["warnings"])
+    assert row["shadows"]["left_out"] == ["lira-online", "rmia-online"]
+    assert any(warning.startswith("Left out: lira-online, rmia-online.") for warning in row["warnings"])
+    assert any("50 known non-members, fewer than 1 / FPR" in warning for warning in row["warnings"])
     assert any("too few" in warning for warning in row["warnings"])  # 50 non-members and 0.1% FPR
+
+
+@pytest.mark.parametrize(("trained", "left"), [([1, 1], ["rmia-offline", "rmia-online"]), ([1, 2], ["lira-online"])])
+def test_few_shadow_models_allow_some_attacks(trained: list[int], left: list[str], tmp_path: Path) -> None:
+    """[IN, OUT] models of every point. One of either has no spread; LiRA offline is content with two OUT."""
+    files = save_planted(tmp_path, 1.0, 100)
+    with np.load(files["members"]) as one, np.load(files["non_members"]) as other:
+        labels = np.concatenate([one["labels"], other["labels"]])
+    rng = np.random.default_rng(1)
+    keep = rng.permuted(np.repeat([[True], [False]], trained, axis=0) & np.ones(200, bool), axis=0)
+    files["shadows"] = tmp_path / "s.npz"
+    np.savez(files["shadows"], logits=logits_of(rng.normal(size=keep.shape) + keep, labels), keep=keep)
+    row = run(files, tmp_path / "out")
+    names = {name for name in row["attacks"] if "lira" in name or "rmia" in name}
+    assert names == set(SHADOW_ATTACKS) - set(row["shadows"]["left_out"])
+    assert names == (set(left) if trained == [1, 1] else set(SHADOW_ATTACKS) - set(left))
+
+
+def test_the_verdict_allows_for_the_choice_of_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of audits of nothing at most about 5% may say "leak", though each reports the best of nine attacks; .05 + 2 sd here."""
+    monkeypatch.setattr(audit, "report_of", lambda points, *_: {"auc": auc(points.members, points.non_members)})
+    rng = np.random.default_rng(0)
+    leaks = alone = 0
+    for _ in range(300):
+        shared = rng.normal(size=(4, 40))
+        scores = {str(i): Scores(*(shared + rng.normal(size=(4, 40)))) for i in range(8)} | {"correctness": Scores(*shared)}
+        row = audit.measure(scores, scores, 0.1)
+        best = scores[row["best"]]
+        leaks += row["best_interval"][0] > 0.5
+        alone += delong_interval(best.members, best.non_members)[0] > 0.5
+    assert leaks <= 300 * 0.05 + 2 * math.sqrt(300 * 0.05 * 0.95) < alone
 
 
 def test_most_exposed_records_are_the_top_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,10 +173,11 @@ def test_same_seed_same_row_and_json_holds_it_all(tmp_path: Path) -> None:
 
 
 def test_saturated_probabilities_are_warned_of(tmp_path: Path) -> None:
-    files = save_planted(tmp_path, 0.5, 40)
-    labels = np.arange(40) % CLASSES
+    files, labels = save_planted(tmp_path, 0.5, 40), np.arange(40) % CLASSES
     np.savez(files["members"], probabilities=np.eye(CLASSES)[labels], labels=labels)
-    assert any(warning.startswith("40 predictions have p = 1") for warning in run(files, tmp_path / "out")["warnings"])
+    np.savez(files["non_members"], probabilities=np.full((40, CLASSES), 1 / CLASSES), labels=labels)
+    found = run(files, tmp_path / "out")["warnings"]
+    assert any(warning.startswith("40 predictions have all classes but one at exactly 0") for warning in found)
 
 
 def test_attacks_on_2000_points_and_100_classes_take_less_than_2_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +256,32 @@ def test_a_refusal_is_one_sentence_with_exit_code_2(tmp_path: Path, call: Call) 
         command = ("--members", arguments[0], "--non-members", *arguments[1:], "--out", out)
         assert words in refusal(call(audit.main, ROOT, *command))
     assert not out.exists()
+    attacked = pytest.MonkeyPatch()
+    attacked.setattr(audit, "attack_all", None)  # it is refused before the attacks take their time
+    words = refusal(call(audit.main, ROOT, "--members", members, "--non-members", non_members, "--out", members))
+    attacked.undo()
+    assert "cannot be a folder for results" in words
+
+
+def test_sides_that_were_saved_otherwise_are_refused(tmp_path: Path) -> None:
+    files = save_planted(tmp_path, 1.0, 30)
+    with np.load(files["members"]) as made:
+        logits, labels = made["logits"], made["labels"]
+    for other in ({"logits": logits.astype(np.float32)}, {"probabilities": softmax(logits, axis=1)}):
+        np.savez(files["members"], **other, labels=labels)
+        with pytest.raises(UserError, match="save both alike"):
+            run(files, tmp_path / "out")
+
+
+def test_the_audited_model_among_its_shadow_models_is_refused(tmp_path: Path) -> None:
+    """LiRA's authors keep it there; counted among the shadow models it seems to leak where nothing does."""
+    files = save_planted(tmp_path, 0.0, 100, shadows=8)
+    with np.load(files["shadows"]) as made, np.load(files["members"]) as one, np.load(files["non_members"]) as other:
+        target = np.concatenate([one["logits"], other["logits"]])[None]
+        keep = np.concatenate([made["keep"], (np.arange(200) < 100)[None]])
+        np.savez(files["shadows"], logits=np.concatenate([made["logits"], target]).astype(np.float32), keep=keep)
+    with pytest.raises(UserError, match="shadow model 8, counted from 0, answers as the audited model"):
+        run(files, tmp_path / "out")
 
 
 def test_other_class_counts_are_refused(tmp_path: Path) -> None:

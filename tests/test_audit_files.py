@@ -44,12 +44,25 @@ def test_probabilities_rank_as_logits_do_until_they_are_exactly_zero(tmp_path: P
     logits[np.arange(40), labels] = phi + math.log(CLASSES - 1)  # the others are 0
     np.savez(tmp_path / "p.npz", probabilities=softmax(logits, axis=1).astype(np.float32), labels=labels)
     loaded = load_outputs(tmp_path / "p.npz")
-    assert (loaded.array, loaded.saturated) == ("probabilities", 40)
+    assert (loaded.array, loaded.dtype, loaded.saturated) == ("probabilities", "float32", 0)  # p = 1, yet none of them ties
     np.testing.assert_allclose(loaded.outputs.loss, np.logaddexp(0, -phi), rtol=1e-5)
     np.savez(tmp_path / "hard.npz", probabilities=np.eye(CLASSES)[labels], labels=labels)
     hard = load_outputs(tmp_path / "hard.npz")
     assert np.isfinite(hard.outputs.logits).all()
     assert len(set(hard.outputs.loss)) == 1
+    assert hard.saturated == 40
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_the_smallest_probabilities_keep_their_order(kind: type, tmp_path: Path) -> None:
+    """Subnormal ones too: 1, 2, 4 .. times the smallest number of the type, and 0, which ties with the smallest alone."""
+    small = np.finfo(kind).smallest_subnormal * 2.0 ** np.arange(8)
+    other: np.ndarray = np.concatenate([[0], small]).astype(kind)
+    np.savez(tmp_path / "p.npz", probabilities=np.stack([1 - other, other], axis=1).astype(kind), labels=np.zeros(9, int))
+    loaded = load_outputs(tmp_path / "p.npz")
+    assert loaded.saturated == 1
+    phi = loaded.outputs.logits[:, 0] - loaded.outputs.logits[:, 1]
+    assert phi[0] == phi[1] and (np.diff(phi[1:]) < 0).all()
 
 
 @pytest.mark.parametrize("name", WRONG_ARRAYS)
@@ -76,7 +89,9 @@ def test_other_formats_are_named_and_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", LOGITS)
     np.savez(tmp_path / "objects.npz", logits=bomb, labels=LABELS)
     np.savez(tmp_path / "whole.npz", logits=LOGITS, labels=LABELS)
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:300])
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:300])
+    (tmp_path / "torn.npz").write_bytes(whole.replace(b"PK\x01\x02", bytes(4), 1))  # of the list of what it holds
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(bomb))
     (tmp_path / "pickle.npz").write_bytes(pickle.dumps(bomb))
     (tmp_path / "x.csv").write_text("logit,label\n1,0\n")
@@ -88,6 +103,7 @@ def test_other_formats_are_named_and_never_unpickled(tmp_path: Path) -> None:
         "x.npy": "one array only",
         "objects.npz": "Python objects",
         "cut.npz": "damaged",
+        "torn.npz": "damaged",
         "x.pkl": "TF Privacy",
         "pickle.npz": "a pickle",
         "x.csv": "text file",

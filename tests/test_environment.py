@@ -41,7 +41,7 @@ def test_conda_users_get_the_dependencies_of_pyproject() -> None:
     stated: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "environment.yaml"))
     conda = [entry for entry in stated["dependencies"] if isinstance(entry, str)]
     assert sorted(re.split(r"[ =<>]", entry)[0] for entry in conda) == ["pip", "python"]
-    assert [entry for entry in stated["dependencies"] if not isinstance(entry, str)] == [{"pip": ["-e ."]}]
+    assert [entry for entry in stated["dependencies"] if not isinstance(entry, str)] == [{"pip": ["-e .[test]"]}]
     (python,) = (entry for entry in conda if entry.startswith("python"))
     version = re.fullmatch(r"python *(?:=|==|>=) *(\d+\.\d+)", python)
     assert version, python
@@ -58,15 +58,18 @@ def imports(path: Path) -> set[str]:
 
 
 def test_what_is_imported_is_in_the_list() -> None:
-    names = {Requirement(line).name for line in project()["dependencies"]}
+    names, tests = (
+        {Requirement(line).name for line in lines}
+        for lines in (project()["dependencies"], project()["optional-dependencies"]["test"])
+    )
     own = {"common", *(path.stem for folder in ("benchmarks", "tests") for path in (ROOT / folder).glob("*.py"))}
     brought_along = {"packaging", "PIL", "tomli"}  # by torch and pytest; for tests alone
-    files = [path for folder in ("common", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    outside = set().union(*map(imports, files)) - sys.stdlib_module_names - own
-    assert "torch" in outside
     renamed = {"sklearn": "scikit-learn", "art": "adversarial-robustness-toolbox"}
-    assert {renamed.get(name, name) for name in outside - brought_along} <= names
-    assert {"tabulate", "pytest", "ruff", "mypy"} <= names  # used by name: DataFrame.to_markdown, run_tests.sh
+    for folder, listed in (("common", names), ("benchmarks", names), ("tests", names | tests)):
+        outside = set().union(*map(imports, (ROOT / folder).rglob("*.py"))) - sys.stdlib_module_names - own
+        assert "torch" in outside
+        assert {renamed.get(name, name) for name in outside - brought_along} <= listed, folder
+    assert "tabulate" in names and {"pytest", "ruff", "mypy"} <= tests  # used by name: DataFrame.to_markdown, run_tests.sh
 
 
 def test_continuous_integration_runs_the_tests() -> None:
@@ -136,7 +139,7 @@ def calls(folder: Path) -> list[str]:
 def need(folder: Path, requirement: str) -> None:
     """Add a dependency that nobody has, or has in another version."""
     path = folder / "pyproject.toml"
-    path.write_text(path.read_text().replace("dependencies = [", f'dependencies = [\n    "{requirement}",'))
+    path.write_text(path.read_text().replace("\ndependencies = [", f'\ndependencies = [\n    "{requirement}",'))
 
 
 def test_an_interpreter_with_the_dependencies_is_taken_as_it_is(copy: Path) -> None:
@@ -172,7 +175,7 @@ def test_what_is_missing_or_too_old_is_installed_once(copy: Path, requirement: s
     assert answer.stdout.splitlines()[-1] == f"picked {copy}/.venv/bin/python"
     assert f"-m venv {copy}/.venv" in calls(copy)
     (installed,) = (call for call in calls(copy) if call.startswith("-m pip install"))
-    assert installed.endswith(f"-e {copy}")
+    assert installed.endswith(f"-e {copy}[test]")
 
     # The second time, with what was asked for in .venv: nothing is made and nothing installed, not even announced.
     (copy / "calls").unlink()

@@ -94,12 +94,13 @@ def check(row: pd.Series, model: nn.Module, split: Split) -> None:
     assert row["best_auc"] == max(row[f"{name}_auc"] for name in ("loss", "confidence", "entropy", "m-entropy"))
     assert row["gap_floor"] == pytest.approx((row["train_accuracy"] + 1 - row["test_accuracy"]) / 2)
     assert row["points_a_side"] == 100
+    assert 0.4 < row["null_auc"] < 0.65  # of 100 + 100 shuffled points: .5 and a standard error of .04, the best of four
 
 
 def test_time_runs_out(workspace: Path, tiny: Path) -> None:
     arguments = ["synthetic", *OPTIONS, "--profile", tiny, "--minutes", 1e-4]
     stopped = run_script(workspace, "common.grid", *arguments, options=["-m"])
-    assert stopped.code == 130 and "the same command continues" in stopped.err
+    assert stopped.code == 130 and "run the same command again" in stopped.err
 
 
 @pytest.mark.parametrize(

@@ -54,16 +54,16 @@ def test_the_order_of_the_defenses_is_the_order_of_the_plan(tmp_path: Path) -> N
 
 
 def test_shadow_models_and_experiments_join_the_plan(tmp_path: Path) -> None:
-    config = Config(attack=Attack(shadows=2))
-    run = with_options(Run(tmp_path / "synthetic", "small", config, 0, torch.device("cpu"), ("attack.shadows=2",)))
+    config = Config(attack=Attack(shadows=4))
+    run = with_options(Run(tmp_path / "synthetic", "small", config, 0, torch.device("cpu"), ("attack.shadows=4",)))
     plan = jobs_of(run, ["memguard"], ["1"], "clean", ["label_only"])
     jobs = {job.name.removeprefix("synthetic "): job for job in plan}
-    shadows = [f"shadow {name} {i}" for name in ("undefended", "memguard") for i in range(2)]
+    shadows = [f"shadow {name} {i}" for name in ("undefended", "memguard") for i in range(4)]
     assert [name for name in jobs if name.startswith("shadow")] == shadows
-    assert set(jobs["evaluate memguard"].needs) > {f"synthetic {name}" for name in shadows[2:]}
+    assert set(jobs["evaluate memguard"].needs) > {f"synthetic {name}" for name in shadows[4:]}
     assert jobs["shadow memguard 1"].needs == ("synthetic partition", "synthetic shadow undefended 1")
     shown = shlex.join(jobs["shadow memguard 1"].command)
-    assert "train_shadows.py --defense memguard --index 1" in shown and "--set attack.shadows=2" in shown
+    assert "train_shadows.py --defense memguard --index 1" in shown and "--set attack.shadows=4" in shown
     assert jobs["label_only memguard"].needs == ("synthetic evaluate memguard",)
     assert "--shadows" not in shlex.join(jobs["evaluate memguard"].command)  # the setting says it
     seen: set[str] = set()
@@ -74,7 +74,7 @@ def test_shadow_models_and_experiments_join_the_plan(tmp_path: Path) -> None:
 
 def test_a_shadow_model_and_a_row_are_found(tmp_path: Path) -> None:
     """Done is what was made under these settings, by this defense: `dpsgd-private` is not `dpsgd`."""
-    config = Config(attack=Attack(shadows=2))
+    config = Config(attack=Attack(shadows=4))
     run = with_options(Run(tmp_path / "synthetic", "small", config, 0, torch.device("cpu")))
     jobs = {job.name.removeprefix("synthetic "): job for job in jobs_of(run, ["dpsgd"], ["1"], "clean", ["label_only"])}
     assert {jobs[name].state() for name in ("shadow dpsgd 0", "label_only dpsgd")} == {MISSING}

@@ -10,9 +10,11 @@ from conftest import Call, refusal, tiny_run
 
 from common.commands import train_shadows
 from common.data.partition import Examples, Split, load_split
+from common.defenses import DEFENSES
 from common.diffence.candidates import candidate_settings, candidates_dir
 from common.errors import UserError
-from common.shadows import kept, pool, shadow_run
+from common.run import Run
+from common.shadows import kept, pool, shadow_run, train_shadow
 from common.targets import settings_of
 
 
@@ -76,9 +78,28 @@ def test_the_script_trains_them_in_one_go_or_one_by_one(copied: Path, tiny: Path
     again = weights(paths[1])
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not paths[1].with_suffix(".best.pt").exists()
-    # It has learnt its own half of the pool and not the other one.
+
+
+def test_it_trains_on_its_own_half_of_the_pool(copied: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many members as the target has; for defenses that want them, the other half are its reference images."""
+    run = tiny_run(copied, tiny)
     split = load_split(run)
-    assert len(pool(split)) == 2 * run.config.data.members
+    given: list[Split] = []
+
+    def record(shadow: Run, own: Split) -> torch.nn.Module:
+        given.append(own)
+        return torch.nn.Identity()
+
+    monkeypatch.setitem(DEFENSES, "advreg", replace(DEFENSES["advreg"], train=record))
+    for index in range(4):
+        train_shadow(run, split, "advreg", index)
+    images = pool(split)
+    for index, own in enumerate(given):
+        inside = torch.from_numpy(kept(index, len(images), run.seed))
+        assert len(own.members) == len(split.members) == int(inside.sum())
+        assert torch.equal(own.members.images, images.images[inside]) and torch.equal(own.members.labels, images.labels[inside])
+        assert torch.equal(own.reference.images, images.images[~inside])
+    assert len(given) == 4
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,8 @@ def test_changed_rows_change_the_readme(tmp_path: Path) -> None:
 
 def test_the_headlines(tmp_path: Path) -> None:
     """A line a defense: AUC .75 beside the paper's; of settings with --set only those that add shadow models."""
-    more = row_of("hamp") | {"overrides": ["attack.shadows=2"]}
-    more["config"]["attack"]["shadows"] = 2
+    more = row_of("hamp") | {"overrides": ["attack.shadows=4"]}
+    more["config"]["attack"]["shadows"] = 4
     more["attacks"] |= dict.fromkeys(SHADOW_ATTACKS, more["attacks"]["loss"])
     more["null"]["attacks"] |= {"rmia-online": {"auc": 0.25}}
     other = row_of("advreg") | {"overrides": ["diffence.n=5"]}
@@ -176,9 +176,10 @@ def test_the_headlines(tmp_path: Path) -> None:
     assert (shown["test acc %"], shown["gap floor"], shown["null AUC"]) == ("50.0", "0.750", "0.500 .. 0.500")
     assert (cells(text, "dpsgd-private")["without"], cells(text, "dpsgd-private")["scenario 3"]) == ("0.750", "-")
     shadowed = cells(text, "hamp", "without")
-    assert "(TPR at 0.1% FPR) with 2 shadow models" in text
+    assert "(TPR at 0.1% FPR) with 4 shadow models" in text
     assert (shadowed["best of five"], shadowed["lira-offline"]) == ("0.750 (50.0%)",) * 2
     assert shadowed["null AUC"] == "0.250 .. 0.500"
+    assert text.count("Warning: TPR at 0.1% FPR: 2 non-members are too few") == 1  # below the TPRs
     assert "advreg" not in text and "selena" not in text
 
 

@@ -1,6 +1,7 @@
 """What predictions are worth (ECE, NLL, reliability, label agreement), and a row's numbers: best, null, warnings."""
 
 import math
+import warnings
 from pathlib import Path
 
 import matplotlib.image
@@ -107,6 +108,14 @@ def test_reliability_is_a_picture_with_a_panel_a_name(tmp_path: Path) -> None:
         assert image[..., :3].std() > 0.02
         widths.append(image.shape[1])
     assert widths[1] == pytest.approx(2 * widths[0], rel=0.01)
+
+
+def test_phi_of_a_model_that_answers_with_labels_alone_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    hard = np.eye(CLASSES) * 9
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.draw_phi(tmp_path / "phi.png", "", {"": (hard, hard)})
+    assert (tmp_path / "phi.png").stat().st_size > 5_000
 
 
 def test_utility_counts_changed_labels_on_each_side() -> None:
