@@ -1,9 +1,9 @@
-# Sourced by the shell scripts: sets $PYTHON to an interpreter that has the dependencies of pyproject.toml, the active one
-# if it has them, else that of .venv, which is made (once) where it is missing.
+# Sourced by the shell scripts: sets $PYTHON to an interpreter that has the dependencies of pyproject.toml, and those of its
+# extra $EXTRA where that is set: the active one if it has them, else that of .venv, which is made (once) where it is missing.
 _root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
 _has_dependencies() {
-    "$1" - "$_root/pyproject.toml" <<'PY' 2>/dev/null
+    "$1" - "$_root/pyproject.toml" ${EXTRA:+"$EXTRA"} <<'PY' 2>/dev/null
 import sys
 from importlib.metadata import version
 
@@ -18,7 +18,8 @@ except ImportError:
 
 with open(sys.argv[1], "rb") as file:
     project = tomllib.load(file)["project"]
-needed = [Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"]["test"])]
+extras = [line for extra in sys.argv[2:] for line in project["optional-dependencies"][extra]]
+needed = [Requirement(line) for line in (*project["dependencies"], *extras)]
 sys.exit(any(not need.specifier.contains(version(need.name), prereleases=True) for need in needed))
 PY
 }
@@ -40,7 +41,7 @@ if ! _has_dependencies "$PYTHON"; then
             exit 2
         }
         # One pip call for all: torch and torchvision must be resolved as a pair.
-        "$_root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$_root[test]" || {
+        "$_root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$_root${EXTRA:+[$EXTRA]}" || {
             echo "error: the installation failed; the message above says why. Run the same command again to continue." >&2
             exit 2
         }

@@ -2,7 +2,7 @@
 # Lint, types and every test. Sets up its environment where needed (see environment.sh). Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")"
-source environment.sh
+EXTRA=test source environment.sh
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy

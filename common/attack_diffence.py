@@ -25,7 +25,6 @@ from common.diffence.protect import ProtectedClassifier, load_protected
 from common.evaluate import guard, release
 from common.files import derive_seed, image_keys, read_arrays, sha256, write_arrays, write_json
 from common.measure import report_of
-from common.metrics import pool_warnings
 from common.outputs import collect
 from common.run import Run, provenance
 from common.targets import PostInference, load_target, model_path
@@ -95,7 +94,6 @@ def attack_diffence(run: Run, name: str, scenarios: list[str], m: int, count: in
         **{part: dict.fromkeys(SIDES, len(chosen)) for part, chosen in pieces.items()},
         "reference": {name: _report(attacker, unprotected, run) for name, attacker in REFERENCE.items()},
         "runs": runs,
-        "warnings": pool_warnings(len(pieces["scored"]), len(pieces["scored"]), run.config.attack.fpr),
     }
     write_json(result_path(run, name, m, count), row)
     return row

@@ -6,8 +6,8 @@
 
 `probabilities` [n, C] do in place of `logits`, but those with all classes but one at exactly 0 tie. With `--shadows s.npz`
 LiRA and RMIA join: `logits` or `probabilities` [M, members + non-members, C] of M >= 2 shadow models on both files' points,
-members first, and `keep` bool [M, members + non-members]: which of them each model was trained on. The audited model must not
-be among them. Nothing is unpickled.
+members first, and `keep` bool [M, members + non-members]: which of them each model was trained on. LiRA needs two models of
+each kind that it uses. The audited model must not be among them. Nothing is unpickled.
 
 Each side is split at random into known points, on which the NN attack trains and thresholds are fitted, and scored points,
 which every number is about. Written to --out: audit.html (one file, no network), audit.json, roc.png and phi.png.

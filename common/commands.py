@@ -64,10 +64,10 @@ def train_shadows(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/train_shadows.py --defense NAME`"""
     made = parser(folder, f"Train shadow models of {folder.name} under a defense, for LiRA and RMIA.")
     made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
-    made.add_argument("--count", type=int, default=64, help="how many, an even number (default: 64; 16 for a first look)")
+    made.add_argument("--count", type=int, default=64, help="how many, even, from 4 (default: 64; 16 for a first look)")
     made.add_argument("--index", type=int, metavar="INT", help="train this one only (from 0), as a job of its own")
     parsed = _parse(made, folder, arguments)
-    require(parsed.count >= 2 and parsed.count % 2 == 0, f"--count must be an even number from 2, not {parsed.count}.")
+    require(parsed.count >= 4 and parsed.count % 2 == 0, f"--count must be an even number from 4, not {parsed.count}.")
     from tqdm import tqdm
 
     from common.data.partition import load_split

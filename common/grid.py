@@ -111,7 +111,7 @@ def measured(run: Run, defense: str, split: Split) -> dict[str, Any]:
         "train_accuracy": train,
         "best_auc": max(aucs.values()),
         "gap_floor": gap_floor,
-        "null_auc": max(auc(*redealt(*pair, order)) for pair in scores.values()),
+        "null_auc": max(auc(*redealt(*scores[name], order)) for name in aucs),
         **{f"{name}_auc": value for name, value in aucs.items()},
         "points_a_side": len(members),
     }

@@ -23,7 +23,6 @@ from common.diffence.protect import load_protected
 from common.evaluate import release
 from common.files import derive_seed, read_arrays, refuse_other_config, sha256, write_arrays, write_json
 from common.measure import null_part, report_of
-from common.metrics import pool_warnings
 from common.outputs import collect
 from common.report import result_file
 from common.run import Run, provenance
@@ -95,7 +94,6 @@ def describe(
         "attacks": attacks,
         "gap_floor": attacks["correctness"]["auc"],
         "null": {"attacks": null_part(null)},
-        "warnings": pool_warnings(len(gap.members), len(gap.non_members), run.config.attack.fpr, protocol == "released"),
     }
 
 

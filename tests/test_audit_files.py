@@ -53,10 +53,10 @@ def test_probabilities_rank_as_logits_do_until_they_are_exactly_zero(tmp_path: P
     assert hard.saturated == 40
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.longdouble])
 def test_the_smallest_probabilities_keep_their_order(kind: type, tmp_path: Path) -> None:
     """Subnormal ones too: 1, 2, 4 .. times the smallest number of the type, and 0, which ties with the smallest alone."""
-    small = np.finfo(kind).smallest_subnormal * 2.0 ** np.arange(8)
+    small = np.finfo(np.float64 if kind is np.longdouble else kind).smallest_subnormal * 2.0 ** np.arange(8)
     other: np.ndarray = np.concatenate([[0], small]).astype(kind)
     np.savez(tmp_path / "p.npz", probabilities=np.stack([1 - other, other], axis=1).astype(kind), labels=np.zeros(9, int))
     loaded = load_outputs(tmp_path / "p.npz")

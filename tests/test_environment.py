@@ -166,24 +166,33 @@ def test_an_environment_without_pip_counts_too(copy: Path) -> None:
     assert answer.stdout == f"picked {python}\n"
 
 
+@pytest.mark.parametrize("extra", ["", "test"])
 @pytest.mark.parametrize("requirement", ["no-such-package-at-all", "numpy>=99", "torch<1"])
-def test_what_is_missing_or_too_old_is_installed_once(copy: Path, requirement: str) -> None:
+def test_what_is_missing_or_too_old_is_installed_once(copy: Path, requirement: str, extra: str) -> None:
     python = stub(copy)
     need(copy, requirement)
-    answer = source(copy)
+    answer = source(copy, EXTRA=extra)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[-1] == f"picked {copy}/.venv/bin/python"
     assert f"-m venv {copy}/.venv" in calls(copy)
     (installed,) = (call for call in calls(copy) if call.startswith("-m pip install"))
-    assert installed.endswith(f"-e {copy}[test]")
+    assert installed.endswith(f"-e {copy}[test]" if extra else f"-e {copy}")
 
     # The second time, with what was asked for in .venv: nothing is made and nothing installed, not even announced.
     (copy / "calls").unlink()
     shutil.copy(ROOT / "pyproject.toml", copy)
     python.write_text(python.read_text().replace(f'exec {sys.executable} "$@"', "exit 1"))
-    again = source(copy)
+    again = source(copy, EXTRA=extra)
     assert (again.returncode, again.stdout) == (0, f"picked {copy}/.venv/bin/python\n"), again.stderr
     assert not [call for call in calls(copy) if call.startswith("-m")]
+
+
+def test_what_only_tests_need_is_asked_for_by_the_tests_alone(copy: Path) -> None:
+    python, path = stub(copy), copy / "pyproject.toml"
+    path.write_text(path.read_text().replace("\ntest = [", '\ntest = [\n    "no-such-package-at-all",'))
+    assert source(copy).stdout == f"picked {python}\n"
+    assert source(copy, EXTRA="test").stdout.splitlines()[-1] == f"picked {copy}/.venv/bin/python"
+    assert "EXTRA=test source environment.sh" in (ROOT / "run_tests.sh").read_text()
 
 
 def test_a_failed_installation_is_tried_again(copy: Path) -> None:

@@ -12,11 +12,12 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from common import grid
-from common.config import load_config
-from common.data.partition import Split, load_split
+from common.config import Config, load_config
+from common.data.partition import Examples, Split, load_split
 from common.defenses import with_options
 from common.errors import UserError
 from common.grid import GRIDS, pareto, read_grid, runs_of
+from common.run import Run
 from common.targets import target_classifier
 from common.training import predict
 
@@ -94,7 +95,22 @@ def check(row: pd.Series, model: nn.Module, split: Split) -> None:
     assert row["best_auc"] == max(row[f"{name}_auc"] for name in ("loss", "confidence", "entropy", "m-entropy"))
     assert row["gap_floor"] == pytest.approx((row["train_accuracy"] + 1 - row["test_accuracy"]) / 2)
     assert row["points_a_side"] == 100
-    assert 0.4 < row["null_auc"] < 0.65  # of 100 + 100 shuffled points: .5 and a standard error of .04, the best of four
+
+
+def test_where_members_are_plain_to_see_the_null_sees_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Black images are members, whose label is certain, white ones are not: AUC 1, and .5 after membership is shuffled."""
+    run = Run(tmp_path / "synthetic", "small", Config(), 0, torch.device("cpu"))
+    labels = torch.arange(5000) % 10
+    black, white = (Examples(torch.full((5000, 3, 1, 1), grey, dtype=torch.uint8), labels) for grey in (0, 255))
+    monkeypatch.setattr(grid, "load_target", lambda *_: None)
+
+    def answers(_: None, part: Examples, device: torch.device) -> torch.Tensor:
+        return 9.0 * F.one_hot(part.labels, 10) * (part.images[:, :1, 0, 0] == 0)
+
+    monkeypatch.setattr(grid, "predict", answers)
+    row = grid.measured(run, "undefended", Split(black, black, white))
+    assert row["best_auc"] == 1
+    assert row["null_auc"] == pytest.approx(0.5, abs=0.03)  # the standard error is .013 at 1,000 + 1,000 points
 
 
 def test_time_runs_out(workspace: Path, tiny: Path) -> None:

@@ -51,6 +51,7 @@ def test_the_readmes_lines_save_what_the_audit_reads(tmp_path: Path, monkeypatch
     given = {f"{side}_images": torch.rand(30, 3, 2, 2) for side in ("member", "other")}
     given |= {f"{side}_labels": torch.arange(30) % 5 for side in ("member", "other")}
     exec(lines, {"np": np, "torch": torch, "model": model, **given})
+    assert not model.training  # dropout would be audited too
     assert "--members m.npz --non-members n.npz" in readme
     row = audit.audit({"members": Path("m.npz"), "non_members": Path("n.npz")}, 0.5, 0.001, 0, Path("audit"))
     assert row["points"] == {"members": 30, "non_members": 30}

@@ -66,15 +66,15 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def test_the_script_trains_them_in_one_go_or_one_by_one(copied: Path, tiny: Path, call: Call, tmp_path: Path) -> None:
     run = tiny_run(copied, tiny)
     paths = [shadow_run(run, index).models_dir / "undefended.pt" for index in range(2)]
-    alone = call(train_shadows, copied, "--defense", "undefended", "--index", 1, "--count", 2, "--profile", tiny)
+    alone = call(train_shadows, copied, "--defense", "undefended", "--index", 1, "--count", 4, "--profile", tiny)
     assert alone.code == 0, alone.err
     assert [path.is_file() for path in paths] == [False, True]
     first = weights(paths[1])
     time = paths[1].stat().st_mtime_ns
-    assert call(train_shadows, copied, "--defense", "undefended", "--count", 2, "--profile", tiny).code == 0
+    assert call(train_shadows, copied, "--defense", "undefended", "--count", 4, "--profile", tiny).code == 0
     assert paths[0].is_file() and paths[1].stat().st_mtime_ns == time
     paths[1].unlink()
-    assert call(train_shadows, copied, "--defense", "undefended", "--count", 2, "--profile", tiny).code == 0
+    assert call(train_shadows, copied, "--defense", "undefended", "--count", 4, "--profile", tiny).code == 0
     again = weights(paths[1])
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not paths[1].with_suffix(".best.pt").exists()
@@ -105,8 +105,8 @@ def test_it_trains_on_its_own_half_of_the_pool(copied: Path, tiny: Path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--count", "3"], "--count must be an even number from 2, not 3."),
-        (["--count", "0"], "--count must be an even number from 2, not 0."),
+        (["--count", "3"], "--count must be an even number from 4, not 3."),
+        (["--count", "0"], "--count must be an even number from 4, not 0."),
         (["--index", "-1"], "shadow models are numbered from 0; there is no -1."),
     ],
 )
