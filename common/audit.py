@@ -35,7 +35,7 @@ from common.errors import UserError
 from common.figures import draw_phi, draw_roc
 from common.files import atomic_write, derive_seed, make_folder, sha256, write_json
 from common.measure import report_of
-from common.metrics import Ints, phi
+from common.metrics import Ints
 from common.uncertainty import LEVEL, delong_interval
 
 ROOT = Path(__file__).parents[1]
@@ -139,12 +139,11 @@ def attack_with_shadows(sides: dict[str, Outputs], places: dict[str, Places], sh
     population lowers its score by at most one over their number.
     """
     members, non_members = sides.values()
-    target_phi = np.concatenate([phi(side.logits, side.labels) for side in (members, non_members)])[None]
     labels = np.concatenate([members.labels, non_members.labels])
     member, other = places["members"], places["non_members"]
     known = member.known, len(members) + other.known
     scored = member.scored, len(members) + other.scored
-    outputs = ShadowOutputs(target_phi, shadows.phi[:, None], shadows.keep, labels, population=known[1])
+    outputs = ShadowOutputs(shadows.target[None], shadows.phi[:, None], shadows.keep, labels, population=known[1])
     return shadow_attacks(outputs, (*scored, *known), Attack())
 
 

@@ -48,6 +48,7 @@ class Shadows:
 
     phi: Floats
     keep: np.ndarray
+    target: Floats  # [n], phi of the audited model
     saturated: int
 
     @property
@@ -93,7 +94,7 @@ def load_shadows(path: Path, members: Outputs, non_members: Outputs) -> Shadows:
             f"{path}: shadow model {same.argmax()}, counted from 0, answers as the audited model on every point; leave it out, "
             "for a model among its own shadow models seems to leak where nothing does."
         )
-    return Shadows(shadow_phi, keep, count_saturated(name, values))
+    return Shadows(shadow_phi, keep, target_phi, count_saturated(name, values))
 
 
 def read_arrays(path: Path, other: str, save: str) -> tuple[str, np.ndarray, np.ndarray]:

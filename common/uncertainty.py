@@ -23,8 +23,8 @@ def delong_interval(member: ArrayLike, non_member: ArrayLike, level: float = LEV
     their number. Ranks give all values in O((n + m) log(n + m)) (Sun and Xu, 2014). Where one side has a single point
     nothing is known of its variance: [0, 1]. Perfect separation has the variance 0, yet is no certainty: it gives the exact
     interval of min(n, m) disjoint pairs of a member and a non-member, all in order (Clopper-Pearson); just below it, on few
-    points, DeLong's is too sure. Constant scores give
-    [0.5, 0.5], their AUC on any points. Raises UserError for empty, NaN or infinite scores.
+    points, DeLong's is too sure. Constant scores give [0.5, 0.5], their AUC on any points. Raises UserError for empty, NaN or
+    infinite scores.
     """
     members, others = checked_scores(member, non_member)
     n, m = len(members), len(others)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from common.attacks.contract import Scores
 from common.attacks.lira import Bools, checked_shadows, lira
@@ -42,28 +41,33 @@ def _rmia(outputs: ShadowOutputs, options: Attack, online: bool) -> Floats:
     )
 
 
-# what shadow models answer, settings -> scores [n]
-ShadowAttack = Callable[[ShadowOutputs, Attack], Floats]
+@dataclass(frozen=True)
+class ShadowAttack:
+    """An attack and the shadow models that it needs: OUT models of every point and, `online`, IN models too.
 
-SHADOW_ATTACKS: dict[str, ShadowAttack] = {
-    "lira-online": partial(_lira, online=True),
-    "lira-offline": partial(_lira, online=False),
-    "rmia-online": partial(_rmia, online=True),
-    "rmia-offline": partial(_rmia, online=False),
+    `score`: what shadow models answer, settings, online -> scores [n]. `spread`: it also needs two models of some point on each
+    side that it uses, to find a spread between them.
+    """
+
+    score: Callable[[ShadowOutputs, Attack, bool], Floats]
+    online: bool
+    spread: bool
+
+
+SHADOW_ATTACKS = {
+    "lira-online": ShadowAttack(_lira, online=True, spread=True),
+    "lira-offline": ShadowAttack(_lira, online=False, spread=True),
+    "rmia-online": ShadowAttack(_rmia, online=True, spread=False),
+    "rmia-offline": ShadowAttack(_rmia, online=False, spread=False),
 }
 
 
 def possible(keep: Bools) -> list[str]:
-    """The attacks that shadow models trained on `keep` [M, n] allow.
-
-    All need an OUT model of every point, online ones an IN model too, and LiRA on each side that it uses two models of some
-    point, between which to find a spread.
-    """
+    """The attacks that shadow models trained on `keep` [M, n] allow."""
     found = []
-    for name in SHADOW_ATTACKS:
-        models = 2 if name.startswith("lira") else 1
-        sides = (keep, ~keep) if name.endswith("online") else (~keep,)
-        if all(side.any(axis=0).all() and side.sum(axis=0).max() >= models for side in sides):
+    for name, attack in SHADOW_ATTACKS.items():
+        sides = (keep, ~keep) if attack.online else (~keep,)
+        if all(side.any(axis=0).all() and side.sum(axis=0).max() >= 1 + attack.spread for side in sides):
             found.append(name)
     return found
 
@@ -75,7 +79,8 @@ def shadow_attacks(outputs: ShadowOutputs, parts: Sequence[Ints], options: Attac
     """
     checked_shadows(outputs.target, outputs.shadow, outputs.keep, online=False)
     labels = [outputs.labels[part] for part in parts]
-    every = {name: SHADOW_ATTACKS[name](outputs, options) for name in possible(outputs.keep)}
+    chosen = {name: SHADOW_ATTACKS[name] for name in possible(outputs.keep)}
+    every = {name: attack.score(outputs, options, attack.online) for name, attack in chosen.items()}
     return {name: Scores(*(points[part] for part in parts), labels=labels) for name, points in every.items()}
 
 
