@@ -13,7 +13,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.defenses.memguard import DISTORTION_WEIGHTS, LABEL_WEIGHT, STEP, UNDECIDED, Guard, find_noise
+from common.defenses.memguard import Guard, find_noise
+
+# Written out once more and not imported: an oracle shares no constant with what it judges.
+STEP, LABEL_WEIGHT, UNDECIDED = 0.1, 10.0, 1e-5
+DISTORTION_WEIGHTS = (0.1, 1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 
 CLASSES, BATCHED, ALONE, STEPS, REPEATS = 10, 1000, 20, 300, 3
 

@@ -231,6 +231,39 @@ def test_attack_batches_are_members_and_reference_images_in_equal_number(
         assert (torch.bincount(drawn, minlength=10) <= torch.bincount(examples_.labels, minlength=10)).all()
 
 
+def test_the_attacker_reads_answers_on_members_and_on_reference_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pixel says whose image it is and which label it has: 10 + label for members, 100 + label for reference images."""
+    objective, shown = game(make_run(tmp_path)), []
+    for examples, start in ((objective.members, 10), (objective.reference, 100)):
+        examples.images[:] = (start + examples.labels).to(torch.uint8)[:, None, None, None]
+    real_forward, real_loss = objective.forward, objective.attack_loss
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        shown.append(images[:, 0, 0, 0].mul(255).round().long())
+        return real_forward(images)
+
+    def attack_loss(logits: torch.Tensor, labels: torch.Tensor, member: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(shown[-1], torch.where(member, 10, 100) + labels)
+        return real_loss(logits, labels, member)
+
+    monkeypatch.setattr(objective, "forward", forward)
+    monkeypatch.setattr(objective, "attack_loss", attack_loss)
+    objective.batches()
+    objective.attack(3)
+    assert [len(images) for images in shown] == [32] * 3
+
+
+def test_the_penalty_begins_with_the_first_epoch_after_the_warm_up(tmp_path: Path) -> None:
+    """h = 0.9: alpha (0.9 - 1/2) = 0.8 more than cross-entropy from epoch 2 on, counted from 0, after 2 epochs without."""
+    objective = game(make_run(tmp_path, alpha=2.0, warmup_epochs=2))
+    nn.init.zeros_(objective.attacker.score.weight)
+    nn.init.constant_(objective.attacker.score.bias, math.log(9))
+    logits, labels = torch.randn(4, CLASSES), torch.arange(4)
+    plain = F.cross_entropy(logits, labels).item()
+    added = [objective.loss(logits, labels, labels, epoch).item() - plain for epoch in range(4)]
+    assert added == pytest.approx([0, 0, 0.8, 0.8], abs=1e-5)
+
+
 def test_draws_of_the_attacker_differ_by_epoch_and_leave_the_global_generator_alone(tmp_path: Path) -> None:
     objective, first = game(make_run(tmp_path)), []
     for seed in (1, 2, 1):

@@ -152,6 +152,16 @@ def test_auto_trusts_a_points_own_spread_from_64_models_a_side(models: int, vari
         assert (fitted["example"] != fitted["global"]).all()
 
 
+@pytest.mark.parametrize("online", [True, False])
+def test_auto_asks_for_64_models_of_every_point(online: bool) -> None:
+    """One point with 2 models of a side and 128 of the other is enough for the pooled spread of all."""
+    keep, g = halves(130, 8, 0), rng()
+    keep[:, 3] = np.arange(130) >= 2
+    target, shadow = g.normal(size=(1, 8)), g.normal(size=(130, 1, 8)) * g.uniform(1, 9, 8)
+    fitted = {v: lira(target, shadow, keep, online=online, variance=v) for v in ("auto", "global")}
+    np.testing.assert_array_equal(fitted["auto"], fitted["global"])
+
+
 def test_the_one_sided_score_ranks_where_the_probability_is_one() -> None:
     shadow = np.reshape([-1.0, 1.0], (2, 1, 1)) + np.zeros(4)
     scores = lira([[-50.0, 9.0, 50.0, 60.0]], shadow, np.zeros((2, 4), bool), online=False)

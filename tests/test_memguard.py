@@ -83,6 +83,42 @@ def test_batched_is_the_plain_loop(guard: Guard, steps: int) -> None:
         assert (plain == logits).all(1).any()
 
 
+class Scaled(nn.Module):
+    """A guard whose guess is `factor` times another's: the smaller it is, the sooner the distortion outweighs it."""
+
+    def __init__(self, guard: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.guard, self.factor = guard, factor
+
+    def forward(self, confidences: Tensor) -> Tensor:
+        return self.factor * self.guard(confidences)
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0, 1e3, 1e5])
+def test_every_distortion_weight_from_a_tenth_to_100_000_is_tried(guard: Guard, factor: float) -> None:
+    """The noise comes from the last weight that succeeds: 0.1 or 1 for the faintest guard here, 1e5 for the loudest."""
+    logits, scaled = answers(4, seed=2), Scaled(guard, factor)
+    plain = torch.stack([PLAIN["find_noise_alone"](scaled, row, 60) for row in logits])
+    assert (plain != logits).any(1).all()
+    torch.testing.assert_close(find_noise(scaled, logits, 60).softmax(1), plain.softmax(1), atol=1e-6, rtol=0)
+
+
+class FirstClass(nn.Module):
+    """Guesses a member where the first class has more than 0.2."""
+
+    def forward(self, confidences: Tensor) -> Tensor:
+        return 20 * (confidences[:, 0] - 0.2)
+
+
+def test_a_search_that_meets_another_label_is_held_back_by_the_label_weight() -> None:
+    """From 0.2 on down the first class is not the label of every answer: there the weight of the label decides."""
+    logits = torch.randn(8, CLASSES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[:, 0] += 5
+    plain = torch.stack([PLAIN["find_noise_alone"](FirstClass(), row, 200) for row in logits])
+    assert (plain != logits).any(1).sum() >= 4
+    torch.testing.assert_close(find_noise(FirstClass(), logits, 200).softmax(1), plain.softmax(1), atol=1e-6, rtol=0)
+
+
 def test_permuting_classes_permutes_the_answer(guard: Guard) -> None:
     logits, order = answers(20, seed=3), torch.randperm(CLASSES, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(find_noise(guard, logits[:, order], 100), find_noise(guard, logits, 100)[:, order])
@@ -117,8 +153,25 @@ def test_a_vanishing_gradient_is_a_failure_and_no_nan(guard: Guard) -> None:
     logits = torch.zeros(3, CLASSES, dtype=torch.float64)
     logits[:, 2] = torch.tensor([5.0, 50.0, 5000.0])
     assert torch.equal(find_noise(Flat(1.0), logits, 50), logits)
-    assert torch.equal(find_noise(Flat(1e-6), logits, 50), logits)  # within 1e-5 of 1/2: left alone
+    assert torch.equal(find_noise(Flat(1e-6), logits, 50), logits)
     assert find_noise(guard, logits, 300).isfinite().all()
+
+
+class Near(nn.Module):
+    """Its guess about logits (2, 0) lies `apart` from 1/2, and on the other side where the first class falls a little."""
+
+    def __init__(self, apart: float) -> None:
+        super().__init__()
+        self.start = 4 * apart - torch.tensor(2.0, dtype=torch.float64).sigmoid()  # sigmoid(4 x) = 1/2 + x near 0
+
+    def forward(self, confidences: Tensor) -> Tensor:
+        return confidences[:, 0] + self.start
+
+
+@pytest.mark.parametrize(("apart", "changed"), [(0.9e-5, False), (1.1e-5, True)])
+def test_a_guess_within_1e_5_of_one_half_is_left_alone(apart: float, changed: bool) -> None:
+    logits = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    assert bool((find_noise(Near(apart), logits, 5) != logits).any()) == changed
 
 
 class Known(nn.Module):

@@ -100,6 +100,15 @@ def test_views_vote(online: bool) -> None:
     assert (scores != rmia(arrays[0][:1], arrays[1][:, :1], *arrays[2:], online=online)).any()
 
 
+def test_the_median_view_counts() -> None:
+    """r of x is .2, 1.2 and 1.4: the median exceeds r(z) = 1, the mean .93 does not. r of z likewise, from the other side."""
+    never, even = np.zeros((1, 1), dtype=bool), np.zeros((1, 1, 1))
+    views = logit([[0.1], [0.6], [0.7]]), np.zeros((1, 3, 1))
+    single_view = logit([[0.5]]), even
+    assert rmia(*views, never, *single_view, online=False, gamma=1.0, offline_a=1.0) == 1
+    assert rmia(*single_view, never, *views, online=False, gamma=1.0, offline_a=1.0) == 0
+
+
 @pytest.mark.parametrize("online", [True, False])
 def test_models_that_trained_on_z_are_left_out(online: bool) -> None:
     arrays, z_keep = sampled(), rng(9).random((7, 50)) < 0.5

@@ -94,6 +94,31 @@ def test_sub_models_differ_in_weights_batches_and_members(tmp_path: Path, monkey
     assert not list(run.models_dir.glob("selena/*.best.pt"))
 
 
+def test_only_sub_models_that_never_saw_a_member_answer_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student's soft label of a member: the mean probabilities of the 2 of 4 sub-models trained without its image."""
+    run, split = make_run(tmp_path), random_split(DATA)
+    trained: list[tuple[nn.Module, set[bytes]]] = []
+    soft: list[torch.Tensor] = []
+    real_fit, real_train = selena.fit, selena.train_target
+
+    def fit(objective: Objective, *arguments: Any) -> Any:
+        trained.append((objective.model, {image.numpy().tobytes() for image in objective.members.images}))
+        return real_fit(objective, *arguments)
+
+    def train_target(run: Run, name: str, objective: Any, split: Any) -> nn.Module:
+        soft.append(objective.soft)
+        return real_train(run, name, objective, split)
+
+    monkeypatch.setattr(selena, "fit", fit)
+    monkeypatch.setattr(selena, "train_target", train_target)
+    selena.train(run, split)
+    images = [image.numpy().tobytes() for image in split.members.images]
+    unseen = torch.tensor([[image not in seen for image in images] for _, seen in trained])
+    assert (unseen.sum(0) == 2).all()
+    answers = torch.stack([predict(model, split.members, CPU).softmax(1) for model, _ in trained])
+    torch.testing.assert_close(soft[0], (answers * unseen[:, :, None]).sum(0) / 2)
+
+
 def test_a_killed_training_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = random_split(DATA)
     whole, cut = make_run(tmp_path / "whole"), make_run(tmp_path / "cut")

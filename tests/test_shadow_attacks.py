@@ -1,23 +1,32 @@
 """LiRA and RMIA in an evaluation: shared reconstructions, the answers of shadow models, rows, refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Call, refusal, tiny_run
+from conftest import Call, defense_run, random_split, refusal, tiny_run
+from scipy.special import logit
 
+from common import shadow_attacks
 from common.attacks.contract import Scores, dealt_out
-from common.attacks.shadow import SHADOW_ATTACKS
+from common.attacks.shadow import SHADOW_ATTACKS, ShadowOutputs
+from common.attacks.shadow import shadow_attacks as attacks_on
 from common.commands import evaluate_mia, train_shadows
-from common.data.partition import load_split
+from common.config import Attack, Data
+from common.data.partition import Examples, Split, load_split, pools
+from common.defenses import DEFENSES
 from common.diffence.candidates import StoredCandidates, draw_all, query_ids, shards
 from common.diffence.reconstruct import DiffusionReconstructor
 from common.diffence.select import Selector
-from common.metrics import phi
+from common.metrics import Floats, phi
 from common.outputs import collect
+from common.run import Run
 from common.shadow_attacks import answers
+from common.shadows import train_shadow
 from common.targets import load_target, target_classifier
 
 
@@ -88,6 +97,112 @@ def test_the_null_keeps_scores_and_forgets_membership() -> None:
     assert sorted([*null.members, *null.non_members]) == sorted([*scores.members, *scores.non_members])
     assert sorted([*null.known_members, *null.known_non_members]) == sorted([*scores.known_members, *scores.known_non_members])
     assert 30 < (null.members < 0).sum() < 70
+
+
+# scores worked out by hand
+
+
+def names(examples: Examples) -> list[bytes]:
+    """Every image by its pixels."""
+    return [image.numpy().tobytes() for image in examples.images]
+
+
+@pytest.fixture
+def planted_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Scores], Scores]:
+    """Scores of every attack, and the target's phi of the same points, with four shadow models whose phi are planted.
+
+    phi of a shadow model is 2 where it was trained on the image, else 0, plus 1 for the models 0 and 1 and minus 1 for 2 and
+    3. Of both pairs one model was trained on an image and one was not: IN phi are 3 and 1, OUT phi 1 and -1.
+    """
+    data = Data(members=24, reference=0, non_members=30, fit=6, known=8, scored=10)
+    run, split, places = defense_run(tmp_path, "undefended", data, {}), random_split(data), pools(data, "clean")
+    run = replace(run, config=replace(run.config, attack=Attack(shadows=4, rmia_gamma=1.0)))
+    trained: list[list[bytes]] = []
+
+    def record(shadow: Run, own: Split) -> torch.nn.Module:
+        trained.append(names(own.members))
+        return torch.nn.Identity()
+
+    monkeypatch.setitem(DEFENSES, "undefended", replace(DEFENSES["undefended"], train=record))
+    for index in range(4):
+        train_shadow(run, split, "undefended", index)
+    targets = np.random.default_rng(0).normal(size=2 * 18)
+
+    def planted(run: Run, *arguments: Any) -> Floats:
+        if run.shadow is None:
+            return targets
+        model, asked = run.shadow[0], torch.from_numpy(arguments[4])
+        images = names(split.members.take(asked)) + names(split.non_members.take(asked))
+        return np.array([2.0 * (image in trained[model]) + (1 if model < 2 else -1) for image in images])
+
+    monkeypatch.setattr(shadow_attacks, "answers", planted)
+    found = shadow_attacks.shadow_scores(run, "undefended", "clean", split, places, None)
+    known, scored = slice(8), slice(8, 18)  # of the 18 points of a side that are asked about
+    return found, Scores(targets[:18][scored], targets[18:][scored], targets[:18][known], targets[18:][known])
+
+
+def test_lira_takes_every_image_for_in_where_the_model_was_trained_on_it(planted_scores: tuple[dict, Scores]) -> None:
+    """log N(x; 2, 1) - log N(x; 0, 1) = 2x - 2, for members and non-members alike, scored and known."""
+    scores, target = planted_scores[0]["lira-online"], planted_scores[1]
+    np.testing.assert_allclose(scores.members, 2 * target.members - 2)
+    np.testing.assert_allclose(scores.non_members, 2 * target.non_members - 2)
+    np.testing.assert_allclose(scores.known_members, 2 * target.known_members - 2)
+    np.testing.assert_allclose(scores.known_non_members, 2 * target.known_non_members - 2)
+
+
+def test_rmia_compares_with_the_known_non_members(planted_scores: tuple[dict, Scores]) -> None:
+    """P_out is 1/2 everywhere: at gamma 1 a score is the share of known non-members of which the target is less sure."""
+    scores, target = planted_scores[0]["rmia-offline"], planted_scores[1]
+    for found, points in ((scores.members, target.members), (scores.non_members, target.non_members)):
+        np.testing.assert_array_equal(found, (points[:, None] > target.known_non_members).mean(axis=1))
+    assert len(np.unique([scores.members, scores.non_members])) > 3
+
+
+def outputs_of(target: list[float], shadow: list[list[float]], keep: list[list[bool]]) -> ShadowOutputs:
+    """One view of n points from probabilities of the true class; the last point is RMIA's population."""
+    last = np.array([len(target) - 1])
+    return ShadowOutputs(logit([target]), logit(shadow)[:, None], np.array(keep), np.zeros(len(target), np.int64), last)
+
+
+def score_of_the_first(name: str, outputs: ShadowOutputs, options: Attack) -> float:
+    first, others = np.array([0]), np.arange(1, len(outputs.labels))
+    return float(attacks_on(outputs, (first, others, first, others), options)[name].members[0])
+
+
+def test_models_that_trained_on_a_population_point_are_no_out_models_of_it() -> None:
+    """r(x) = .4 / .5 lies below r(z) = .5 / .5; with the model that trained on z, r(z) would be .5 / .7."""
+    outputs = outputs_of([0.4, 0.5], [[0.5, 0.9], [0.5, 0.5]], [[False, True], [False, False]])
+    assert score_of_the_first("rmia-offline", outputs, Attack(rmia_gamma=1.0, rmia_a=1.0)) == 0
+
+
+@pytest.mark.parametrize(("a", "score"), [(0.4, 1), (0.3, 0)])
+def test_rmia_is_given_its_a(a: float, score: float) -> None:
+    """r(x) = .6 / ((1 + a) / 4 + (1 - a) / 2) is .923 at a = .4 and .889 at .3; r(z) is .9."""
+    outputs = outputs_of([0.6, 0.9], [[0.5, 1 - 1e-15]], [[False, False]])
+    assert score_of_the_first("rmia-offline", outputs, Attack(rmia_gamma=1.0, rmia_a=a)) == score
+
+
+@pytest.mark.parametrize(("gamma", "score"), [(1.1, 1), (1.3, 0)])
+def test_rmia_is_given_its_gamma(gamma: float, score: float) -> None:
+    """r(x) / r(z) = (.6 / .5) / (.5 / .5) = 1.2."""
+    outputs = outputs_of([0.6, 0.5], [[0.5, 0.5]], [[False, False]])
+    assert score_of_the_first("rmia-offline", outputs, Attack(rmia_gamma=gamma, rmia_a=1.0)) == score
+
+
+@pytest.mark.parametrize(("tail", "score"), [("one-sided", -3), ("reference", 4.5 + np.log(2 * np.pi) / 2)])
+def test_lira_is_given_its_tail(tail: Any, score: float) -> None:
+    """OUT = N(0, 1) and the target's phi is -3: three deviations below, and an unusual value."""
+    ones = np.array([-1.0, 1.0])[:, None, None] + np.zeros(2)
+    outputs = ShadowOutputs(np.array([[-3.0, 0.0]]), ones, np.zeros((2, 2), bool), np.zeros(2, np.int64), np.array([1]))
+    assert score_of_the_first("lira-offline", outputs, Attack(lira_tail=tail)) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(("variance", "score"), [("example", 1.0), ("global", 1 / np.sqrt(5))])
+def test_lira_is_given_its_variance(variance: Any, score: float) -> None:
+    """OUT spreads of two points are 1 and 3, of all residuals sqrt(5); the target's phi is 1."""
+    spread = np.array([-1.0, 1.0])[:, None, None] * [1.0, 3.0]
+    outputs = ShadowOutputs(np.array([[1.0, 0.0]]), spread, np.zeros((2, 2), bool), np.zeros(2, np.int64), np.array([1]))
+    assert score_of_the_first("lira-offline", outputs, Attack(lira_variance=variance)) == pytest.approx(score)
 
 
 @pytest.mark.parametrize("count", [2, 3, -4])

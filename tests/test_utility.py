@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -12,7 +13,7 @@ from sklearn.metrics import log_loss
 
 from common import calibration, evaluate, figures, measure, metrics
 from common.attacks import ATTACKS, Outputs, Scores
-from common.config import Attack, Config, Data
+from common.config import Attack, Config, Data, Diffence
 from common.data.partition import Pools, pools
 from common.diffence.candidates import SIDES
 from common.errors import UserError
@@ -170,6 +171,32 @@ def test_every_attack_says_the_labels_of_its_scores() -> None:
         parts = (scores.members, scores.non_members, scores.known_members, scores.known_non_members)
         assert [len(labels) for labels in scores.labels] == [len(part) for part in parts]
     assert (found["nn"].labels or [])[2].shape == (8,)  # the held-out fifth of the known points
+
+
+# the interval of a scenario
+
+
+def answers_with_phi(values: list[list[float]]) -> Side:
+    """Two classes, of which the first is predicted: phi of candidate j of image i is `values[i][j]`."""
+    phi = np.array(values)
+    candidates = np.stack([phi, np.zeros_like(phi)], axis=-1)
+    return Side(candidates[:, 0], candidates, np.zeros(len(phi), dtype=np.int64))
+
+
+@pytest.mark.parametrize(("scenario", "interval"), [("2", [1, 3]), ("1", [1, 9])])
+def test_the_interval_is_fitted_on_the_defenders_points_and_no_others(scenario: str, interval: list[float]) -> None:
+    """Scenario 2: [min, mean] of the members' 1, 2, 3 and 6. Scenario 1 on a grid of 1: [min of members, max of others]."""
+    places = Pools(fit=range(2), known=range(2, 4), scored=range(4, 6))
+    known_and_scored = [[100.0, 200.0], [0.1, 50.0], [300.0, 0.2], [0.3, 400.0]]
+    sides = {
+        "members": answers_with_phi([[1.0, 2.0], [3.0, 6.0], *known_and_scored]),
+        "non_members": answers_with_phi([[4.0, 9.0], [5.0, 2.0], *known_and_scored]),
+    }
+    run = run_of()
+    run = replace(run, config=replace(run.config, diffence=Diffence(grid=1)))
+    selector = evaluate.release(run, sides, places, scenario).selector
+    assert selector is not None
+    assert [selector.low, selector.high] == pytest.approx(interval)
 
 
 # the null
