@@ -25,9 +25,10 @@ from common.config import DDPM
 from common.diffence.ddpm import build_unet
 from common.diffence.protect import ProtectedClassifier
 from common.diffence.reconstruct import DiffusionReconstructor, alpha_bars, draw_candidates, forward_noise
-from common.diffence.select import FitPoints, Selector, fit_selector
+from common.diffence.select import CandidateLogits, Selector, fit_selector
 from common.files import write_json
 from common.models import build_classifier
+from common.pair import Pair
 from common.run import native_bf16
 
 N, T = 30, 160
@@ -108,8 +109,8 @@ def interval_search_seconds() -> float:
     """CPU seconds of scenario 1's search over 210 intervals with 1,000 + 1,000 points, 30 candidates, 10 classes."""
     rng = np.random.default_rng(0)
     originals = [rng.normal(size=(1000, 10)) + shift * np.eye(10)[0] for shift in (2.0, 0.0)]
-    members, non_members = (FitPoints(o[:, None] + rng.normal(size=(1000, N, 10)), o) for o in originals)
-    return min(cpu_seconds(lambda: fit_selector("1", members, non_members)) for _ in range(3))
+    fit = Pair(*(CandidateLogits(o, o[:, None] + rng.normal(size=(1000, N, 10))) for o in originals))
+    return min(cpu_seconds(lambda: fit_selector("1", fit)) for _ in range(3))
 
 
 def main() -> None:

@@ -11,28 +11,32 @@ from common.errors import UserError
 # On a shared machine, threads that spin while they wait slow one another manyfold; set before torch starts them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+ROOT = Path(__file__).parents[1]  # of the repository
+
 DEFAULT_PROFILE = {"synthetic": "small"}  # elsewhere `paper`: a rerun of a table is what the folders exist for
 
 
-def parser(folder: Path, description: str, *, seed: bool = True, device: bool = True) -> argparse.ArgumentParser:
+def make_parser(folder: Path, description: str, *, seed: bool = True, device: bool = True) -> argparse.ArgumentParser:
     """A parser with --profile, --set and, where they apply, --seed and --device."""
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     profile = DEFAULT_PROFILE.get(folder.name, "paper")
-    made.add_argument(
+    parser.add_argument(
         "--profile",
         default=profile,
         help=f"a file of {folder.name}/configs, or a path ending in .yaml (default: {profile})",
     )
-    made.add_argument(
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, as in --set train.epochs=3"
     )
     if seed:
-        made.add_argument("--seed", type=int, default=0, metavar="INT", help="seed of the run (default: 0)")
+        parser.add_argument("--seed", type=int, default=0, metavar="INT", help="seed of the run (default: 0)")
     if device:
-        made.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default: auto)")
-    return made
+        parser.add_argument(
+            "--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default: auto)"
+        )
+    return parser
 
 
 def run_script(main: Callable[[Path, Sequence[str]], None], folder: Path) -> None:

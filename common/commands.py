@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import parser
+from common.cli import make_parser
 from common.config import PROTOCOLS, SCENARIOS, load_config, require
 from common.errors import UserError, check_name
 
@@ -15,11 +15,11 @@ DEFENSE_NAMES = "undefended, selena, advreg, hamp, relaxloss, dpsgd, dpsgd-priva
 
 def data_partition(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/data_partition.py`"""
-    made = parser(folder, f"Partition {folder.name} into members, reference and non-members.", seed=False, device=False)
-    made.add_argument(
+    parser = make_parser(folder, f"Partition {folder.name} into members, reference and non-members.", seed=False, device=False)
+    parser.add_argument(
         "--root", type=Path, help=f"folder of the official files (default: $DIFFENCE_DATA, else {folder.name}/data)"
     )
-    parsed = _parse(made, folder, arguments)
+    parsed = _parse(parser, folder, arguments)
     from common.data.partition import load_split, write_partition
     from common.run import open_run
 
@@ -35,15 +35,15 @@ def data_partition(folder: Path, arguments: Sequence[str]) -> None:
 
 def train_defense(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/train_defense.py --defense NAME`"""
-    made = parser(folder, f"Train a classifier on the members of {folder.name} under a defense.")
-    made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
-    made.add_argument("--part", type=int, metavar="INT", help="train this sub-model only (SELENA: 0..K-1), as a job of its own")
-    parsed = _parse(made, folder, arguments)
+    parser = make_parser(folder, f"Train a classifier on the members of {folder.name} under a defense.")
+    parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    parser.add_argument("--part", type=int, metavar="INT", help="train this sub-model only (SELENA: 0..K-1)")
+    parsed = _parse(parser, folder, arguments)
     from common.data.partition import load_split
     from common.defenses import DEFENSES, with_options
     from common.run import open_run
-    from common.targets import PostInference, model_path
-    from common.training import accuracy
+    from common.training.loop import accuracy
+    from common.training.targets import PostInference, model_path
 
     check_name("defense", parsed.defense, DEFENSES)
     run = with_options(open_run(folder, parsed))
@@ -62,18 +62,18 @@ def train_defense(folder: Path, arguments: Sequence[str]) -> None:
 
 def train_shadows(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/train_shadows.py --defense NAME`"""
-    made = parser(folder, f"Train shadow models of {folder.name} under a defense, for LiRA and RMIA.")
-    made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
-    made.add_argument("--count", type=int, default=64, help="how many, even, from 4 (default: 64; 16 for a first look)")
-    made.add_argument("--index", type=int, metavar="INT", help="train this one only (from 0), as a job of its own")
-    parsed = _parse(made, folder, arguments)
+    parser = make_parser(folder, f"Train shadow models of {folder.name} under a defense, for LiRA and RMIA.")
+    parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    parser.add_argument("--count", type=int, default=64, help="how many, even, from 4 (default: 64; 16 for a first look)")
+    parser.add_argument("--index", type=int, metavar="INT", help="train this one only (from 0), as a job of its own")
+    parsed = _parse(parser, folder, arguments)
     require(parsed.count >= 4 and parsed.count % 2 == 0, f"--count must be an even number from 4, not {parsed.count}.")
     from tqdm import tqdm
 
     from common.data.partition import load_split
     from common.defenses import DEFENSES, with_options
+    from common.experiments.shadow_models import shadow_run, train_shadow
     from common.run import open_run
-    from common.shadows import shadow_run, train_shadow
 
     check_name("defense", parsed.defense, DEFENSES)
     run = with_options(open_run(folder, parsed))
@@ -86,23 +86,26 @@ def train_shadows(folder: Path, arguments: Sequence[str]) -> None:
 
 def train_ddpm(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/diff_defense/train_ddpm.py`"""
-    parsed = _parse(parser(folder, f"Train the diffusion model that re-generates images of {folder.name}."), folder, arguments)
+    parsed = _parse(
+        make_parser(folder, f"Train the diffusion model that re-generates images of {folder.name}."), folder, arguments
+    )
     from common.data.partition import load_split
     from common.diffence import ddpm
     from common.run import open_run
 
     run = open_run(folder, parsed)
     split = load_split(run)
-    made = ddpm.train_ddpm(run, split.members)
-    ddpm.save_grid(run, split, made / "reconstructions.png")
-    print(f"{made / 'unet'}: the diffusion model; {made / 'reconstructions.png'}: originals above their reconstructions")
+    trained = ddpm.train_ddpm(run, split.members)
+    picture = trained / "reconstructions.png"
+    ddpm.save_grid(run, split, picture)
+    print(f"{trained / 'unet'}: the diffusion model; {picture}: originals above their reconstructions")
 
 
 def draw_candidates(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/diff_defense/draw_candidates.py`"""
-    made = parser(folder, f"Draw the candidates of all evaluated images of {folder.name}, once for every defense.")
-    made.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
-    parsed = _parse(made, folder, arguments)
+    parser = make_parser(folder, f"Draw the candidates of all evaluated images of {folder.name}, once for every defense.")
+    parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
+    parsed = _parse(parser, folder, arguments)
     check_name("protocol", parsed.protocol, PROTOCOLS)
     from common.data.partition import load_split
     from common.diffence.candidates import draw_all
@@ -114,25 +117,25 @@ def draw_candidates(folder: Path, arguments: Sequence[str]) -> None:
     print(f"{run.candidates_dir}: {run.config.diffence.n} candidates of every evaluated image")
 
 
-def _parse(made: ArgumentParser, folder: Path, arguments: Sequence[str]) -> Namespace:
+def _parse(parser: ArgumentParser, folder: Path, arguments: Sequence[str]) -> Namespace:
     """Parse, and refuse a wrong setting before anything slow is imported."""
-    parsed = made.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     load_config(folder, parsed.profile, parsed.set)
     return parsed
 
 
 def evaluate_mia(folder: Path, arguments: Sequence[str]) -> None:
     """`bash <data set>/evaluate_MIAs/evaluate_mia.sh --defense NAME`"""
-    made = parser(folder, f"Attack a classifier of {folder.name}, without and with Diffence.")
-    made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
-    made.add_argument(
+    parser = make_parser(folder, f"Attack a classifier of {folder.name}, without and with Diffence.")
+    parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    parser.add_argument(
         "--scenario", nargs="+", default=["1"], help="1, 2, 3 or average; several are evaluated in one go (default: 1)"
     )
-    made.add_argument("--n", type=int, help="candidates an image (default: the profile's)")
-    made.add_argument("--t", type=int, help="diffusion step T, 1..1000 (default: the profile's)")
-    made.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
-    made.add_argument("--shadows", type=int, help="also LiRA and RMIA, with so many shadow models (train_shadows.py)")
-    parsed = made.parse_args(arguments)
+    parser.add_argument("--n", type=int, help="candidates an image (default: the profile's)")
+    parser.add_argument("--t", type=int, help="diffusion step T, 1..1000 (default: the profile's)")
+    parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
+    parser.add_argument("--shadows", type=int, help="also LiRA and RMIA, with so many shadow models (train_shadows.py)")
+    parsed = parser.parse_args(arguments)
     parsed.set += [f"diffence.{key}={value}" for key in ("n", "t") if (value := getattr(parsed, key)) is not None]
     parsed.set += [f"attack.shadows={parsed.shadows}"] if parsed.shadows is not None else []
     load_config(folder, parsed.profile, parsed.set)
@@ -140,8 +143,8 @@ def evaluate_mia(folder: Path, arguments: Sequence[str]) -> None:
         check_name("scenario", scenario, SCENARIOS)
     check_name("protocol", parsed.protocol, PROTOCOLS)
     from common.defenses import DEFENSES, with_options
-    from common.evaluate import evaluate
-    from common.report import markdown
+    from common.experiments.evaluate import evaluate
+    from common.report.rows import markdown
     from common.run import open_run
 
     check_name("defense", parsed.defense, DEFENSES)
@@ -154,48 +157,52 @@ def evaluate_mia(folder: Path, arguments: Sequence[str]) -> None:
 
 def attack_diffence(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/evaluate_MIAs/attack_diffence.py --defense NAME`"""
-    made = parser(folder, f"Attack Diffence itself on {folder.name}: ask about each image M times, without and with stable.")
-    made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
-    made.add_argument("--scenario", nargs="+", default=["1", "3"], help="1, 2, 3 or average (default: 1 3)")
-    made.add_argument("--m", type=int, default=16, help="questions an image (default: 16)")
-    made.add_argument("--count", type=int, default=200, help="scored images a side, and as many known ones (default: 200)")
-    parsed = _parse(made, folder, arguments)
+    parser = make_parser(
+        folder, f"Attack Diffence itself on {folder.name}: ask about each image M times, without and with stable."
+    )
+    parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    parser.add_argument("--scenario", nargs="+", default=["1", "3"], help="1, 2, 3 or average (default: 1 3)")
+    parser.add_argument("--m", type=int, default=16, help="questions an image (default: 16)")
+    parser.add_argument("--count", type=int, default=200, help="scored images a side, and as many known ones (default: 200)")
+    parsed = _parse(parser, folder, arguments)
     for scenario in parsed.scenario:
         check_name("scenario", scenario, SCENARIOS)
     for option in ("m", "count"):
         require(getattr(parsed, option) > 0, f"--{option} must be at least 1, not {getattr(parsed, option)}.")
-    from common.attack_diffence import attack_diffence as attack
-    from common.attack_diffence import result_path
     from common.defenses import DEFENSES, with_options
-    from common.report_experiments import questions_markdown
+    from common.experiments.repeated_queries import repeated_queries as attack
+    from common.experiments.repeated_queries import result_path
+    from common.report.experiments import repeated_queries_markdown
     from common.run import open_run
 
     check_name("defense", parsed.defense, DEFENSES)
     run = with_options(open_run(folder, parsed))
     row = attack(run, parsed.defense, parsed.scenario, parsed.m, parsed.count)
     print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, seed {run.seed}: {row['m']} questions an image\n")
-    print(questions_markdown(row))
+    print(repeated_queries_markdown(row))
     print(f"\nJSON row: {result_path(run, parsed.defense, parsed.m, parsed.count)}")
 
 
 def label_only(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/evaluate_MIAs/label_only.py --defense NAME`"""
-    made = parser(folder, f"Attack a classifier of {folder.name} by its labels alone: gap, augmentation and boundary attack.")
-    made.add_argument("--defense", required=True, help=DEFENSE_NAMES)
-    made.add_argument("--count", type=int, default=100, help="scored images a side, and as many known ones (default: 100)")
-    made.add_argument("--steps", type=int, default=20, help="of HopSkipJump: 20 ask for 6,600 labels an image (default: 20)")
-    made.add_argument("--scenario", help="ask through Diffence: 1, 2, 3 or average (default: ask the classifier alone)")
-    made.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
-    parsed = _parse(made, folder, arguments)
+    parser = make_parser(
+        folder, f"Attack a classifier of {folder.name} by its labels alone: gap, augmentation and boundary attack."
+    )
+    parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    parser.add_argument("--count", type=int, default=100, help="scored images a side, and as many known ones (default: 100)")
+    parser.add_argument("--steps", type=int, default=20, help="of HopSkipJump: 20 ask for 6,600 labels an image (default: 20)")
+    parser.add_argument("--scenario", help="ask through Diffence: 1, 2, 3 or average (default: ask the classifier alone)")
+    parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
+    parsed = _parse(parser, folder, arguments)
     if parsed.scenario is not None:
         check_name("scenario", parsed.scenario, SCENARIOS)
     check_name("protocol", parsed.protocol, PROTOCOLS)
     for option in ("count", "steps"):
         require(getattr(parsed, option) > 0, f"--{option} must be at least 1, not {getattr(parsed, option)}.")
     from common.defenses import DEFENSES, with_options
-    from common.label_only import label_only as attack
-    from common.label_only import result_path
-    from common.report_experiments import label_only_markdown
+    from common.experiments.label_only import label_only as attack
+    from common.experiments.label_only import result_path
+    from common.report.experiments import label_only_markdown
     from common.run import open_run
 
     check_name("defense", parsed.defense, DEFENSES)

@@ -72,7 +72,7 @@ class Train:
     weight_decay: float = 1e-6
     amsgrad: bool = True  # set in the released code, not mentioned in the paper
     best_on_test: bool = True  # also keep the epoch best on the non-members, as released: protocol `released` needs it
-    bf16: bool = False  # bfloat16 autocast, where the device computes in it natively (common/training.py, `autocast`)
+    bf16: bool = False  # bfloat16 autocast, where the device computes in it natively (common/training/loop.py, `autocast`)
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, f"train.epochs must be at least 1, not {self.epochs}.")

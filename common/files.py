@@ -1,9 +1,13 @@
-"""Writing so that a kill loses nothing, and reading so that a damaged file is a sentence and not a traceback."""
+"""Reading and writing files.
 
+A file is written whole or not at all, so that a killed process loses nothing. A file that is missing, damaged or made under
+other settings is refused with one sentence that says what to do.
+"""
+
+import functools
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +20,10 @@ from common.errors import UserError
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call `write(file)` on a temporary file beside `path`, then put it in place: readers see the old file or the new one."""
+    """Call `write(file)` on a temporary file beside `path`, then rename that file to `path`.
+
+    A reader sees the old content or the new content, never a part of it. Folders are made where they are missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -30,21 +37,30 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """A folder to write results into; UserError where there can be none, before anything long is begun."""
+    """Make a folder for results; raises UserError where that is not possible. Call it before long work begins."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be a folder for results ({error.strerror}): name another one.") from error
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Indented JSON, atomically; NaN is refused, since no reader agrees on it."""
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically."""
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write one array as a .npy file, atomically."""
+    atomic_write(path, lambda file: np.save(file, array))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON, atomically. NaN is refused, because readers of JSON disagree on it."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
 def read_json(path: Path, remake: str) -> dict[str, Any]:
-    """The content of a JSON file; UserError says `remake` where it is missing or damaged."""
+    """The content of a JSON file. UserError says to run `remake` where the file is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path} is missing. Make it with: {remake}")
     try:
@@ -57,12 +73,12 @@ def read_json(path: Path, remake: str) -> dict[str, Any]:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """A plain dict of tensors, numbers and strings, so that it loads with weights_only=True."""
+    """Write a plain dict of tensors, numbers and strings, so that it loads with weights_only=True."""
     atomic_write(path, lambda file: torch.save(content, file))
 
 
 def load_checkpoint(path: Path, remake: str) -> dict[str, Any]:
-    """Load what save_checkpoint wrote, on the CPU; UserError says `remake` where the file is missing or damaged."""
+    """Load on the CPU what save_checkpoint wrote. UserError says to run `remake` where the file is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path} is missing. Make it with: {remake}")
     try:
@@ -75,12 +91,12 @@ def load_checkpoint(path: Path, remake: str) -> dict[str, Any]:
 
 
 def write_arrays(path: Path, settings: Any, **arrays: Any) -> None:
-    """Arrays and the plain settings they were made under, as a .npz, atomically."""
+    """Write arrays, and the settings under which they were computed, as a .npz file, atomically."""
     atomic_write(path, lambda file: np.savez(file, settings=json.dumps(settings), **arrays))
 
 
 def read_arrays(path: Path) -> tuple[Any, dict[str, np.ndarray]] | None:
-    """The settings and the arrays that `write_arrays` wrote; None where there is no such file or it is torn."""
+    """The settings and the arrays that `write_arrays` wrote. None where there is no such file or it is damaged."""
     try:
         with np.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -89,46 +105,49 @@ def read_arrays(path: Path) -> tuple[Any, dict[str, np.ndarray]] | None:
         return None
 
 
+def cached_arrays(path: Path, settings: Any, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays stored at `path`, or those of `compute()` where nothing is stored there under the same `settings`.
+
+    What `compute` returns is stored. Use it for what costs minutes; what costs hours is refused instead of recomputed
+    (`refuse_other_config`).
+    """
+    stored = read_arrays(path)
+    if stored and stored[0] == settings:
+        return stored[1]
+    arrays = compute()
+    write_arrays(path, settings, **arrays)
+    return arrays
+
+
 def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
+    """Hex digest of a file's content. A file that has not changed since is not read again."""
+    state = path.stat()
+    return _sha256(path, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(path: Path, *_state: int) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
 
 
-def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from integers and words: distinct parts give independent streams, on every machine the same."""
-    text = struct.pack("<q", len(parts)) + b"\0".join(str(part).encode() for part in parts)
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
-
-
-def image_keys(images: torch.Tensor, key: bytes = b"") -> torch.Tensor:
-    """A hash of each of images [n, 3, H, W] in [0, 1], int64 [n] and never negative: equal images have equal keys everywhere.
-
-    Images are rounded to 8 bits first: a change below half a grey level is no new image, and neither is the rounding of
-    another machine. `key`, up to 64 bytes, makes the hash one that nobody can compute, or look for collisions in, without it.
-    """
-    rows = (images * 255).round().to(torch.uint8).flatten(1).cpu().numpy()
-    digests = (hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest() for row in rows)
-    return torch.tensor([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=torch.int64)
-
-
-def differences(made: Any, wanted: Any, key: str = "") -> list[str]:
-    """`key: made -> wanted` for every setting in which two nested dicts differ."""
-    if isinstance(made, dict) and isinstance(wanted, dict):
+def differences(stored: Any, wanted: Any, key: str = "") -> list[str]:
+    """`key: stored -> wanted` for every setting in which two nested dicts differ."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
         return [
             line
-            for name in sorted({*made, *wanted})
-            for line in differences(made.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+            for name in sorted({*stored, *wanted})
+            for line in differences(stored.get(name), wanted.get(name), f"{key}.{name}" if key else name)
         ]
-    return [] if made == wanted else [f"{key}: {made} -> {wanted}"]
+    return [] if stored == wanted else [f"{key}: {stored} -> {wanted}"]
 
 
-def refuse_other_config(what: Path, made: Any, wanted: Any, remedy: str) -> None:
-    """Refuse to use or overwrite `what` where it was made under settings other than the present ones."""
-    found = differences(made, wanted)
-    if found:
-        shown = "; ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-        raise UserError(f"{what} was made under other settings ({shown}): {remedy}")
+def refuse_other_config(path: Path, stored: Any, wanted: Any, remedy: str) -> None:
+    """Raise UserError where the file at `path` was made under settings other than `wanted`."""
+    lines = differences(stored, wanted)
+    if lines:
+        listed = "; ".join(lines[:4]) + (f" and {len(lines) - 4} more" if len(lines) > 4 else "")
+        raise UserError(f"{path} was made under other settings ({listed}): {remedy}")

@@ -22,7 +22,7 @@ import torch
 from common.cli import DEFAULT_PROFILE
 from common.config import Config, load_config
 from common.errors import UserError
-from common.files import derive_seed
+from common.seeds import derive_seed
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import nn
 from common.config import Data
 from common.defenses.advreg import AdvReg, InferenceNet, Options
 from common.run import Run
-from common.targets import options_of, target_classifier
-from common.training import Objective, fit
+from common.training.loop import Objective, fit
+from common.training.targets import options_of, target_classifier
 
 CPU = torch.device("cpu")
 DATA = Data(members=48, reference=40, non_members=24, fit=4, known=4, scored=4)

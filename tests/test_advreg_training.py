@@ -13,8 +13,8 @@ from common.defenses import advreg
 from common.defenses.advreg import AdvReg, Options
 from common.errors import UserError
 from common.run import Run
-from common.targets import load_target, options_of, target_classifier
-from common.training import Objective, fit
+from common.training.loop import Objective, fit
+from common.training.targets import load_target, options_of, target_classifier
 
 CPU = torch.device("cpu")
 DATA = Data(members=48, reference=40, non_members=24, fit=4, known=4, scored=4)

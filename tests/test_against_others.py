@@ -33,8 +33,9 @@ from sklearn.naive_bayes import GaussianNB
 
 from common.attacks import METRIC_ATTACKS, Outputs
 from common.attacks.lira import lira
-from common.calibration import ece, nll
-from common.metrics import attack_report, balanced_accuracy, best_threshold, tpr_at_fpr
+from common.metrics.calibration import ece, nll
+from common.metrics.privacy import attack_report, balanced_accuracy, best_threshold, tpr_at_fpr
+from common.pair import Pair
 
 CLASSES, POINTS = 10, 600
 close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
@@ -51,7 +52,7 @@ def predictions(seed: int, margin: float) -> Outputs:
 MEMBERS, OTHERS = predictions(0, 2.0), predictions(1, 1.2)
 TRUTH = np.repeat([1, 0], POINTS)
 SCORES = {name: (attack(MEMBERS), attack(OTHERS)) for name, attack in METRIC_ATTACKS.items()}
-REPORTS = {name: attack_report(*both, *both, False, 0.01) for name, both in SCORES.items()}
+REPORTS = {name: attack_report(Pair(*both), Pair(*both), False, 0.01) for name, both in SCORES.items()}
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -217,6 +218,7 @@ def test_arts_learned_attack_on_the_loss_alone_is_a_threshold_on_it(art: SimpleN
     attack = art.inference.MembershipInferenceBlackBox(art.classifier, attack_model_type="lr", scaler_type=None)
     attack.fit(pred=losses[0], test_pred=losses[1])
     guessed = attack.infer(None, pred=np.concatenate(losses), probabilities=True)[:, 0]
-    report = attack_report(guessed[:POINTS], guessed[POINTS:], guessed[:POINTS], guessed[POINTS:], False)
+    points = Pair(guessed[:POINTS], guessed[POINTS:])
+    report = attack_report(points, points, False)
     close(report["auc"], REPORTS["loss"]["auc"])
     close(report["accuracy_oracle"], REPORTS["loss"]["accuracy_oracle"])

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from conftest import planted
 
-from common import metrics
-from common.attacks import ATTACKS, TRAINED, Known, NNOptions, Outputs
+from common.attacks import ATTACKS, TRAINED, NNOptions, Outputs
 from common.errors import UserError
-from common.metrics import Floats
+from common.metrics import privacy as metrics
+from common.metrics.privacy import Floats
+from common.pair import Pair
 
 # Outputs
 
@@ -68,15 +69,12 @@ def test_members_score_higher(name: str) -> None:
     """Members are right and sure, non-members wrong and unsure: every attack separates them, in the same direction."""
     wrong = planted(40, -4, seed=4, spread=0.3)
     unsure = Outputs(wrong.logits * 0.5, wrong.labels)
-    known = Known(planted(100, 6, seed=0, spread=0.3), unsure.take(np.arange(30)))
+    known = Pair(planted(100, 6, seed=0, spread=0.3), unsure.take(np.arange(30)))
     members = planted(50, 6, seed=2, spread=0.3)
-    scores = ATTACKS[name](known, members, unsure, NNOptions(nn_epochs=20), 0)
-    assert metrics.auc(scores.members, scores.non_members) == 1.0
-    assert scores.members.shape == (50,)
-    assert scores.non_members.shape == (40,)
-    assert metrics.auc(scores.known_members, scores.known_non_members) == 1.0
-    report = metrics.attack_report(
-        scores.members, scores.non_members, scores.known_members, scores.known_non_members, oracle=False
-    )
+    scores = ATTACKS[name](known, Pair(members, unsure), NNOptions(nn_epochs=20), 0)
+    assert metrics.auc(*scores.scored) == 1.0
+    assert list(scores.scored.map(np.shape)) == [(50,), (40,)]
+    assert metrics.auc(*scores.known) == 1.0
+    report = metrics.attack_report(scores.scored, scores.known, oracle=False)
     assert report["accuracy_oracle"] == 1.0
     assert report["accuracy"] > 0.9  # the lowest known member is the threshold: a few members fall below it

@@ -15,10 +15,12 @@ from conftest import ROOT, Call, refusal, run_script
 from scipy.special import softmax
 from scipy.stats import norm
 
-from common import audit
-from common.attacks import METRIC_ATTACKS, NNOptions, Outputs
+from common.attacks import ATTACKS, METRIC_ATTACKS, NNOptions, Outputs, suite
 from common.attacks.shadow import SHADOW_ATTACKS
+from common.audit import audit
+from common.audit.__main__ import main as audit_main
 from common.errors import UserError
+from common.pair import Pair
 
 CLASSES = 5
 
@@ -127,12 +129,12 @@ def test_few_shadow_models_allow_some_attacks(trained: list[int], expected: set[
 
 def test_most_exposed_records_are_the_top_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = save_planted(tmp_path, 1.0, 300)
-    monkeypatch.setattr(audit, "ATTACKS", {name: audit.ATTACKS[name] for name in ("correctness", "loss")})
+    monkeypatch.setattr(suite, "ATTACKS", {name: ATTACKS[name] for name in ("correctness", "loss")})
     row = run(files, tmp_path / "out", seed=3)
     assert row["best"] == "loss"
     with np.load(files["members"]) as made:
         logits, labels = made["logits"], made["labels"]
-    scored = audit.split("members", 300, 0.5, 3).scored
+    scored = audit.draw_pools(Pair(300, 300), 0.5, 3).scored.members
     own = logits[np.arange(300), labels]
     exposed = row["most_exposed"]
     assert [record["position"] for record in exposed] == scored[np.argsort(-own[scored])][:20].tolist()
@@ -144,10 +146,11 @@ def test_most_exposed_records_are_the_top_ones(tmp_path: Path, monkeypatch: pyte
 
 
 def test_known_and_scored_points_are_disjoint_and_depend_on_the_seed() -> None:
-    first, second, other = (audit.split(side, 101, 0.3, seed) for side, seed in (("m", 0), ("m", 0), ("m", 1)))
-    assert sorted([*first.known, *first.scored]) == list(range(101))
-    assert len(first.known) == 30
-    assert first.known.tolist() == second.known.tolist() != other.known.tolist()
+    first, second, other = (audit.draw_pools(Pair(101, 77), 0.3, seed) for seed in (0, 0, 1))
+    for known, scored, count in zip(first.known, first.scored, (101, 77), strict=True):
+        assert sorted([*known, *scored]) == list(range(count))
+        assert len(known) == round(0.3 * count)
+    assert first.known.members.tolist() == second.known.members.tolist() != other.known.members.tolist()
 
 
 def test_same_seed_same_row_and_json_holds_it_all(tmp_path: Path) -> None:
@@ -167,11 +170,11 @@ def test_saturated_probabilities_are_warned_of(tmp_path: Path) -> None:
 
 def test_attacks_on_2000_points_and_100_classes_take_less_than_2_s(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    sides = {side: Outputs(rng.normal(size=(4000, 100)), rng.integers(0, 100, 4000)) for side in ("members", "non_members")}
-    places = {side: audit.split(side, 4000, 0.5, 0) for side in sides}
-    monkeypatch.setattr(audit, "ATTACKS", {name: audit.ATTACKS[name] for name in METRIC_ATTACKS})
+    outputs = Pair(*(Outputs(rng.normal(size=(4000, 100)), rng.integers(0, 100, 4000)) for _ in range(2)))
+    pools = audit.draw_pools(Pair(4000, 4000), 0.5, 0)
+    monkeypatch.setattr(suite, "ATTACKS", {name: ATTACKS[name] for name in METRIC_ATTACKS})
     started = time.process_time()
-    scores = audit.attack_all(sides, places, NNOptions(), 0)
+    scores = suite.attack_all(outputs, pools.known, pools.scored, NNOptions(), 0)
     row = audit.measure(scores, scores, 0.001)
     assert time.process_time() - started < 2
     assert set(row["attacks"]) == set(METRIC_ATTACKS)
@@ -239,10 +242,10 @@ def test_a_refusal_is_one_sentence_with_exit_code_2(tmp_path: Path, call: Call, 
         ((members, non_members, "--shadows", members), "`keep`"),
     ):
         command = ("--members", arguments[0], "--non-members", *arguments[1:], "--out", out)
-        assert words in refusal(call(audit.main, ROOT, *command))
+        assert words in refusal(call(audit_main, ROOT, *command))
     assert not out.exists()
     monkeypatch.setattr(audit, "attack_all", None)  # what follows is refused before the attacks take their time
-    words = refusal(call(audit.main, ROOT, "--members", members, "--non-members", non_members, "--out", members))
+    words = refusal(call(audit_main, ROOT, "--members", members, "--non-members", non_members, "--out", members))
     assert "cannot be a folder for results" in words
 
 

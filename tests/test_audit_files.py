@@ -12,8 +12,9 @@ import torch
 from scipy.special import softmax
 
 from common.attacks import Outputs
-from common.audit_files import load_outputs, load_shadows
+from common.audit.files import load_outputs, load_shadows
 from common.errors import UserError
+from common.pair import Pair
 
 CLASSES = 5
 LABELS = np.arange(30) % CLASSES
@@ -128,4 +129,4 @@ def test_shadow_outputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         np.savez(tmp_path / "s.npz", **arrays)
         with pytest.raises(UserError, match=words):
-            load_shadows(tmp_path / "s.npz", side, side)
+            load_shadows(tmp_path / "s.npz", Pair(side, side))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Answer, Call, refusal
@@ -15,14 +16,17 @@ from common.commands import evaluate_mia, train_defense
 from common.errors import UserError
 from common.files import (
     atomic_write,
-    derive_seed,
+    cached_arrays,
     differences,
     load_checkpoint,
     read_json,
     refuse_other_config,
     save_checkpoint,
+    sha256,
     write_json,
 )
+from common.seeds import derive_seed
+from common.training.loop import checkpoint_facts
 
 # Writing
 
@@ -230,3 +234,56 @@ def test_nan_weights_are_refused(copied: Path, tiny: Path, call: Call) -> None:
     answer = call(evaluate_mia, copied, "--defense", "undefended", "--profile", tiny, "--device", "cpu")
     assert "NaN or infinite logits" in refusal(answer)
     assert not (copied / "evaluate_MIAs" / "results").exists()
+
+
+# The JSON file beside a checkpoint
+
+
+def checkpoint_of(seed: int) -> dict[str, Any]:
+    """A finished checkpoint that was made under `seed`."""
+    return {"model": {}, "settings": {"seed": seed}, "facts": {"epsilon": 8.0}, "history": [{"epoch": 1}, {"epoch": 2}]}
+
+
+def test_the_facts_of_a_checkpoint_are_read_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made from a checkpoint of version 0.1, which has none beside it, and stored for the next time."""
+    path = tmp_path / "hamp.pt"
+    save_checkpoint(path, checkpoint_of(3))
+    facts = checkpoint_facts(path, "train it")
+    assert facts == {"settings": {"seed": 3}, "facts": {"epsilon": 8.0}, "last_epoch": {"epoch": 2}}
+    monkeypatch.setattr("common.training.loop.load_checkpoint", None)
+    assert checkpoint_facts(path, "train it") == facts
+
+
+def test_facts_that_are_older_than_their_checkpoint_are_made_again(tmp_path: Path) -> None:
+    """A kill between the two files leaves the facts of other weights."""
+    path = tmp_path / "hamp.pt"
+    save_checkpoint(path, checkpoint_of(3))
+    checkpoint_facts(path, "train it")
+    save_checkpoint(path, checkpoint_of(4))
+    os.utime(path, ns=(2**62, 2**62))
+    assert checkpoint_facts(path, "train it")["settings"] == {"seed": 4}
+
+
+# Stored arrays
+
+
+def test_cached_arrays_are_computed_once_for_each_settings(tmp_path: Path) -> None:
+    computed: list[int] = []
+
+    def compute() -> dict[str, np.ndarray]:
+        computed.append(len(computed))
+        return {"phi": np.full(3, len(computed))}
+
+    path = tmp_path / "phi.npz"
+    for settings, value in (({"n": 1}, 1), ({"n": 1}, 1), ({"n": 2}, 2), ({"n": 1}, 3)):
+        assert cached_arrays(path, settings, compute)["phi"].tolist() == [value] * 3
+    path.write_bytes(path.read_bytes()[:-30])
+    assert cached_arrays(path, {"n": 1}, compute)["phi"].tolist() == [4] * 3
+
+
+def test_a_digest_is_that_of_the_content_and_follows_it(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"abc")
+    assert sha256(path) == sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    path.write_bytes(b"abcd")
+    assert sha256(path) == "88d4266fd4e6338d13b845fcf289579d209c897823b9217da3e161936f031589"

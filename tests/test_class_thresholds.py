@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from common import metrics
 from common.errors import UserError
-from common.metrics import Floats
+from common.metrics import privacy as metrics
+from common.metrics.privacy import Floats
+from common.pair import Pair
 
 
 def null_classes(classes: int, points: int, seed: int) -> tuple[Floats, np.ndarray]:
@@ -43,5 +44,6 @@ def test_thresholds_per_class_need_a_label_a_score() -> None:
 def test_report_fits_thresholds_per_class_on_the_points_of_the_protocol(oracle: bool, accuracy: float) -> None:
     """Known points call for 2 in class 0 and 20 in class 1; the scored ones for 1 and 10."""
     sides = [1, 10], [0, 9], [2, 20], [0, 9]
-    report = metrics.attack_report(*sides, oracle=oracle, labels=[np.array([0, 1])] * 4)
+    labels = Pair(np.array([0, 1]), np.array([0, 1]))
+    report = metrics.attack_report(Pair(*sides[:2]), Pair(*sides[2:]), oracle, scored_labels=labels, known_labels=labels)
     assert report["accuracy_per_class"] == accuracy

@@ -10,7 +10,7 @@ from common.config import Config, Data, load_config, read_options
 from common.defenses import DEFENSES
 from common.defenses.hamp import Options as HAMP
 from common.errors import UserError
-from common.targets import target_classifier
+from common.training.targets import target_classifier
 
 SYNTHETIC = ROOT / "synthetic"
 PROFILES = sorted(path.relative_to(ROOT).as_posix() for name in DATASETS for path in (ROOT / name / "configs").glob("*.yaml"))

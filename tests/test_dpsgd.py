@@ -16,8 +16,8 @@ from common.defenses import DEFENSES, dpsgd
 from common.defenses.dpsgd import DPSGD, Options
 from common.errors import UserError
 from common.run import Run
-from common.targets import load_target, options_of
-from common.training import Objective, predict
+from common.training.loop import Objective, predict
+from common.training.targets import load_target, options_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 

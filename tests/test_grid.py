@@ -11,15 +11,17 @@ from conftest import ROOT, Call, refusal, run_script, tiny_run
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from common import grid
 from common.config import Config, load_config
 from common.data.partition import Examples, Split, load_split
-from common.defenses import with_options
+from common.defenses import DefendedModel, with_options
 from common.errors import UserError
-from common.grid import GRIDS, pareto, read_grid, runs_of
+from common.grid import search
+from common.grid.__main__ import GRIDS
+from common.grid.__main__ import main as grid_main
+from common.grid.search import grid_runs, pareto, read_grid
 from common.run import Run
-from common.targets import target_classifier
-from common.training import predict
+from common.training.loop import predict
+from common.training.targets import target_classifier
 
 OPTIONS = ["--defense", "hamp", "--device", "cpu", "--set", "train.epochs=2"]
 
@@ -56,7 +58,7 @@ def test_the_command(copied: Path, tiny: Path, call: Call, monkeypatch: pytest.M
     """Two settings are trained beside the plain classifier, measured on unscored points, and not trained again."""
     arguments = ["synthetic", *OPTIONS, "--profile", tiny, "--set", "train.best_on_test=true"]
     (copied / "final-all-models/tiny/seed0/resnet18/undefended.pt").unlink()  # made under other settings
-    made = call(grid.main, copied.parent, *arguments, "--grid", "gamma=0,0.95", "alpha=0.01")
+    made = call(grid_main, copied.parent, *arguments, "--grid", "gamma=0,0.95", "alpha=0.01")
     assert (made.code, made.err) == (0, "")
     models = copied / "final-all-models/tiny/seed0/resnet18"
     weights = [models / f"grid/hamp/gamma={gamma},alpha=0.01/hamp.pt" for gamma in ("0", "0.95")]
@@ -77,8 +79,8 @@ def test_the_command(copied: Path, tiny: Path, call: Call, monkeypatch: pytest.M
         check(table.iloc[row], model, split)
 
     times = [path.stat().st_mtime_ns for path in weights]
-    monkeypatch.setattr("common.training._epoch", None)  # a training would fail
-    again = call(grid.main, copied.parent, *arguments, "--grid", "gamma=0,0.95", "alpha=0.01")
+    monkeypatch.setattr("common.training.loop._epoch", None)  # a training would fail
+    again = call(grid_main, copied.parent, *arguments, "--grid", "gamma=0,0.95", "alpha=0.01")
     assert (again.code, again.err) == (0, "")
     assert times == [path.stat().st_mtime_ns for path in weights]
     pd.testing.assert_frame_equal(table, pd.read_csv(results / "hamp_grid.csv"))
@@ -102,13 +104,13 @@ def test_where_members_are_plain_to_see_the_null_sees_nothing(tmp_path: Path, mo
     run = Run(tmp_path / "synthetic", "small", Config(), 0, torch.device("cpu"))
     labels = torch.arange(5000) % 10
     black, white = (Examples(torch.full((5000, 3, 1, 1), grey, dtype=torch.uint8), labels) for grey in (0, 255))
-    monkeypatch.setattr(grid, "load_target", lambda *_: None)
+    monkeypatch.setattr(search, "load_defended_model", lambda *_: DefendedModel(nn.Identity(), None))
 
-    def answers(_: None, part: Examples, device: torch.device) -> torch.Tensor:
+    def answers(_: nn.Module, part: Examples, device: torch.device) -> torch.Tensor:
         return 9.0 * F.one_hot(part.labels, 10) * (part.images[:, :1, 0, 0] == 0)
 
-    monkeypatch.setattr(grid, "predict", answers)
-    row = grid.measured(run, "undefended", Split(black, black, white))
+    monkeypatch.setattr(search, "predict", answers)
+    row = search.measure(run, "undefended", Split(black, black, white))
     assert row["best_auc"] == 1
     assert row["null_auc"] == pytest.approx(0.5, abs=0.03)  # the standard error is .013 at 1,000 + 1,000 points
 
@@ -136,7 +138,7 @@ def test_time_runs_out(workspace: Path, tiny: Path) -> None:
     ],
 )
 def test_refusals(workspace: Path, tiny: Path, call: Call, arguments: list[str], sentence: str) -> None:
-    assert sentence in refusal(call(grid.main, workspace, *arguments, "--profile", tiny))
+    assert sentence in refusal(call(grid_main, workspace, *arguments, "--profile", tiny))
 
 
 def test_a_word_of_a_grid() -> None:
@@ -147,7 +149,7 @@ def test_a_word_of_a_grid() -> None:
 
 def test_a_message_names_the_command_that_makes_a_setting(tmp_path: Path, tiny: Path) -> None:
     run = with_options(tiny_run(tmp_path / "synthetic", tiny, seed=3))
-    made = runs_of(run, "hamp", {"gamma": ["0.5"]})[0]
+    made = grid_runs(run, "hamp", {"gamma": ["0.5"]})[0]
     assert made.command("train_defense.py", "--defense hamp") == (
         f"python -m common.grid synthetic --defense hamp --grid gamma=0.5 --profile {tiny} --seed 3"
     )

@@ -10,13 +10,13 @@ import torch
 from conftest import defense_run, random_examples, random_split
 from torch import nn
 
-from common.calibration import ece
 from common.config import Data, Train
 from common.defenses import hamp
 from common.errors import UserError
+from common.metrics.calibration import ece
 from common.run import Run
-from common.targets import load_target, options_of, settings_of, target_classifier
-from common.training import Objective, fit, predict
+from common.training.loop import Objective, fit, predict
+from common.training.targets import load_target, options_of, settings_of, target_classifier
 
 DATA = Data(members=48, reference=8, non_members=32, fit=4, known=4, scored=4)
 # classes, gamma, the true class's share after the released search, its entropy above gamma log C, the exact share

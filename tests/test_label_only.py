@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import Call, refusal
 
-import common.label_only
+import common.experiments.label_only
 from common.commands import label_only
 
 ASK = ("--defense", "undefended", "--count", 5, "--steps", 1, "--device", "cpu")
@@ -30,7 +30,7 @@ def test_the_row_and_diffence_changes_no_number_of_it(call: Call, copied_drawn: 
     assert list(row["attacks"]) == list(row["null"]["attacks"]) == ["correctness", "augmentation", "boundary"]
     assert row["scored"] == {"members": 5, "non_members": 5}
     assert row["diffence"] is None
-    assert "best" not in row  # by which common.tables keeps it out of the main tables
+    assert "best" not in row  # by which common.report.collect keeps it out of the main tables
     accuracy = row["accuracy"]
     assert row["gap_floor"] == pytest.approx((accuracy["members"] + 1 - accuracy["non_members"]) / 2)
     medians, failed = row["boundary"]["median_distance"], row["boundary"]["failed"]
@@ -49,8 +49,8 @@ def test_the_row_and_diffence_changes_no_number_of_it(call: Call, copied_drawn: 
 
 
 def test_a_killed_run_continues(call: Call, copied: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common.label_only, "BATCH", 3)
-    search = common.label_only.boundary_distances
+    monkeypatch.setattr(common.experiments.label_only, "BATCH", 3)
+    search = common.experiments.label_only.boundary_distances
     calls: list[int] = []
 
     def counted(*arguments: Any, **named: Any) -> Any:
@@ -65,7 +65,7 @@ def test_a_killed_run_continues(call: Call, copied: Path, tiny: Path, monkeypatc
     assert begin().code == 0
     whole = row_of(copied)
     stored(copied).unlink()
-    monkeypatch.setattr(common.label_only, "boundary_distances", counted)
+    monkeypatch.setattr(common.experiments.label_only, "boundary_distances", counted)
     assert begin().code == 130
     first = calls.copy()
     calls.clear()

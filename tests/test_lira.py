@@ -7,10 +7,10 @@ import pytest
 from conftest import halves
 from scipy.stats import norm
 
-from common import metrics
 from common.attacks.lira import Bools, lira
 from common.errors import UserError
-from common.metrics import Floats
+from common.metrics import privacy as metrics
+from common.metrics.privacy import Floats
 
 N = 100_000  # members, and as many non-members, of the closed forms
 AUC_ONE_SD = 0.76025  # Phi(1 / sqrt 2): IN = N(1, 1), OUT = N(0, 1)

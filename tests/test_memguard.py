@@ -10,7 +10,7 @@ from conftest import CLASSES, ROOT, random_examples
 from torch import Tensor, nn
 
 from common.defenses.memguard import Guard, MemGuard, Options, find_noise
-from common.files import image_keys
+from common.seeds import image_keys
 
 PLAIN = runpy.run_path(str(ROOT / "benchmarks" / "memguard.py"))
 

@@ -9,14 +9,14 @@ from conftest import CLASSES, defense_run, random_split, same, stop_after
 from torch import Tensor, nn
 
 from common.config import Data, Train
-from common.data.partition import PROTOCOLS, Examples, Split, pools
+from common.data.partition import PROTOCOLS, Examples, Split, evaluation_pools
 from common.defenses import memguard, undefended
 from common.defenses.memguard import Guard, GuardTraining, MemGuard, Options
 from common.errors import UserError
-from common.files import image_keys
 from common.run import Run
-from common.targets import load_target, options_of
-from common.training import predict
+from common.seeds import image_keys
+from common.training.loop import predict
+from common.training.targets import load_target, options_of
 
 CPU = torch.device("cpu")
 DATA = Data(members=60, reference=32, non_members=40, fit=4, known=6, scored=12)
@@ -28,7 +28,7 @@ def make_run(folder: Path, best_on_test: bool = True, **options: Any) -> Run:
 
 def test_the_guard_never_trains_on_a_scored_point() -> None:
     for data in (DATA, Data(members=1000, reference=1000, non_members=1000, fit=150, known=250, scored=500), Data()):
-        scored = {position for protocol in PROTOCOLS for position in pools(data, protocol).scored}
+        scored = {position for protocol in PROTOCOLS for position in evaluation_pools(data, protocol).scored}
         left = memguard.guard_members(data).tolist()
         assert scored.isdisjoint(left)
         assert scored | set(left) == set(range(data.members))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from common import metrics
 from common.attacks import METRIC_ATTACKS, Outputs
-from common.metrics import Floats
+from common.metrics import privacy as metrics
+from common.metrics.privacy import Floats
 
 
 def of_probabilities(p: list[float] | Floats, label: int) -> Outputs:

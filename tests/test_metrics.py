@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from common import metrics
 from common.errors import UserError
-from common.metrics import Floats, Rate
-from common.uncertainty import delong_interval
+from common.metrics import privacy as metrics
+from common.metrics.intervals import delong_interval
+from common.metrics.privacy import Floats, Rate
+from common.pair import Pair
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -187,7 +188,7 @@ def test_oracle_threshold_is_optimistic_by_one_point() -> None:
 
 
 def test_report_fits_the_threshold_on_known_points() -> None:
-    report = metrics.attack_report([3, 4, 5, 6], [0, 1, 2, 3], [5, 6], [0, 4], oracle=False)
+    report = metrics.attack_report(Pair([3, 4, 5, 6], [0, 1, 2, 3]), Pair([5, 6], [0, 4]), oracle=False)
     assert report["threshold"] == 5.0
     assert report["accuracy"] == 0.75
     assert report["accuracy_oracle"] == 0.875
@@ -197,21 +198,21 @@ def test_report_fits_the_threshold_on_known_points() -> None:
 
 
 def test_report_of_the_released_protocol() -> None:
-    report = metrics.attack_report([3, 4, 5, 6], [0, 1, 2, 3], [5, 6], [0, 4], oracle=True)
+    report = metrics.attack_report(Pair([3, 4, 5, 6], [0, 1, 2, 3]), Pair([5, 6], [0, 4]), oracle=True)
     assert report["threshold"] == 4.0
     assert report["accuracy"] == report["accuracy_oracle"] == 0.875
 
 
 def test_report_rates_are_strict_with_an_oracle_only() -> None:
-    assert metrics.attack_report(*EXAMPLE, [1], [0], oracle=True)["tpr_at_fpr"]["rate"] == 0.25
-    clean = metrics.attack_report(*EXAMPLE, [1], [0], oracle=False)
+    assert metrics.attack_report(Pair(*EXAMPLE), Pair([1], [0]), oracle=True)["tpr_at_fpr"]["rate"] == 0.25
+    clean = metrics.attack_report(Pair(*EXAMPLE), Pair([1], [0]), oracle=False)
     assert clean["tpr_at_fpr"] == asdict(Rate(1.0, 4, 1, 4, 1000))
     assert clean["tnr_at_fnr"] == asdict(Rate(0.999, 999, 0, 1000, 4))
-    assert metrics.attack_report(*EXAMPLE, [1], [0], oracle=False, fpr=0.0005)["tpr_at_fpr"]["rate"] == 0.25
+    assert metrics.attack_report(Pair(*EXAMPLE), Pair([1], [0]), oracle=False, fpr=0.0005)["tpr_at_fpr"]["rate"] == 0.25
 
 
 def test_report_is_json() -> None:
-    report = metrics.attack_report(*EXAMPLE, [0], [1], oracle=False)  # known points that call for +inf
+    report = metrics.attack_report(Pair(*EXAMPLE), Pair([0], [1]), oracle=False)  # known points that call for +inf
     assert report["threshold"] is None
     assert report["accuracy"] == 0.5
     assert json.loads(json.dumps(report, allow_nan=False)) == report

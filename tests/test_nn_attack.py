@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import CLASSES, planted
 
-from common import metrics
-from common.attacks import ATTACKS, Known, NNOptions, Outputs, Scores, nn
+from common.attacks import ATTACKS, NNOptions, Outputs, Scores, nn
 from common.errors import UserError
-from common.metrics import Floats
+from common.metrics import privacy as metrics
+from common.metrics.privacy import Floats
+from common.pair import Pair
 
 QUICK = NNOptions(nn_epochs=20)
 
@@ -20,19 +21,17 @@ def together(*parts: Outputs) -> Outputs:
 
 
 def auc_of(scores: Scores) -> float:
-    return metrics.auc(scores.members, scores.non_members)
+    return metrics.auc(*scores.scored)
 
 
 def test_nn_finds_a_planted_signal() -> None:
     """Log-odds N(1, 1) of members, N(0, 1) of non-members: no attack exceeds AUC Phi(1 / sqrt 2) = .760."""
-    known = Known(planted(1000, 1, seed=10), planted(1000, 0, seed=11))
-    scores = ATTACKS["nn"](known, planted(5000, 1, seed=12), planted(5000, 0, seed=13), QUICK, 0)
+    known = Pair(planted(1000, 1, seed=10), planted(1000, 0, seed=11))
+    scores = ATTACKS["nn"](known, Pair(planted(5000, 1, seed=12), planted(5000, 0, seed=13)), QUICK, 0)
     assert auc_of(scores) == pytest.approx(0.760, abs=0.02)
-    report = metrics.attack_report(
-        scores.members, scores.non_members, scores.known_members, scores.known_non_members, oracle=False
-    )
+    report = metrics.attack_report(scores.scored, scores.known, oracle=False)
     assert report["accuracy"] == pytest.approx(0.6915, abs=0.03)  # Phi(1/2), the best of all thresholds
-    assert len(scores.known_members) == len(scores.known_non_members) == 200
+    assert list(scores.known.map(len)) == [200, 200]
 
 
 @pytest.mark.parametrize("select_on", ["known", "scored"])
@@ -41,25 +40,25 @@ def test_nn_finds_nothing_under_permuted_membership(select_on: nn.SelectOn) -> N
     pool = together(planted(2000, 1, seed=20), planted(2000, 0, seed=21))
     parts = np.random.default_rng(22).permutation(4000).reshape(4, 1000)
     a, b, members, non_members = (pool.take(part) for part in parts)
-    scores = ATTACKS["nn"](Known(a, b), members, non_members, NNOptions(nn_epochs=5, select_on=select_on), 0)
+    scores = ATTACKS["nn"](Pair(a, b), Pair(members, non_members), NNOptions(nn_epochs=5, select_on=select_on), 0)
     assert abs(auc_of(scores) - 0.5) < 3 * math.sqrt((1000 + 1000 + 1) / (12 * 1000 * 1000))
-    assert np.ptp(scores.members) > 0
+    assert np.ptp(scores.scored.members) > 0
 
 
 def test_nn_reads_the_label_and_points_the_right_way() -> None:
     """Predictions carry nothing, members are of class 0 and non-members of class 1: AUC is 1, not 0."""
     same = np.zeros((150, CLASSES))
     members, others = Outputs(same, np.zeros(150, dtype=int)), Outputs(same, np.ones(150, dtype=int))
-    scores = ATTACKS["nn"](Known(members, others), members, others, QUICK, 0)
+    scores = ATTACKS["nn"](Pair(members, others), Pair(members, others), QUICK, 0)
     assert auc_of(scores) == 1.0
 
 
 def test_nn_learns_the_direction() -> None:
     """Members less sure than non-members: the thresholds on the loss have AUC 0 and the trained attack 1."""
-    known = Known(planted(150, -2, seed=30, spread=0.2), planted(150, 2, seed=31, spread=0.2))
-    scored = planted(100, -2, seed=32, spread=0.2), planted(100, 2, seed=33, spread=0.2)
-    assert auc_of(ATTACKS["nn"](known, *scored, QUICK, 0)) == 1.0
-    assert auc_of(ATTACKS["loss"](known, *scored, QUICK, 0)) == 0.0
+    known = Pair(planted(150, -2, seed=30, spread=0.2), planted(150, 2, seed=31, spread=0.2))
+    scored = Pair(planted(100, -2, seed=32, spread=0.2), planted(100, 2, seed=33, spread=0.2))
+    assert auc_of(ATTACKS["nn"](known, scored, QUICK, 0)) == 1.0
+    assert auc_of(ATTACKS["loss"](known, scored, QUICK, 0)) == 0.0
 
 
 def test_every_parameter_changes_in_one_step() -> None:
@@ -93,23 +92,23 @@ def test_features_are_probabilities_label_and_clipped_loss() -> None:
 
 
 def test_nn_is_deterministic_and_leaves_the_global_generator_alone() -> None:
-    known = Known(planted(40, 1, seed=50), planted(25, 0, seed=51))
-    scored = planted(30, 1, seed=52), planted(20, 0, seed=53)
+    known = Pair(planted(40, 1, seed=50), planted(25, 0, seed=51))
+    scored = Pair(planted(30, 1, seed=52), planted(20, 0, seed=53))
     state = torch.get_rng_state()
-    first, again, other = (ATTACKS["nn"](known, *scored, NNOptions(nn_epochs=3), seed) for seed in (7, 7, 8))
+    first, again, other = (ATTACKS["nn"](known, scored, NNOptions(nn_epochs=3), seed) for seed in (7, 7, 8))
     assert torch.equal(torch.get_rng_state(), state)
-    np.testing.assert_array_equal(first.members, again.members)
-    np.testing.assert_array_equal(first.known_non_members, again.known_non_members)
-    assert not np.array_equal(first.members, other.members)
+    np.testing.assert_array_equal(first.scored.members, again.scored.members)
+    np.testing.assert_array_equal(first.known.non_members, again.known.non_members)
+    assert not np.array_equal(first.scored.members, other.scored.members)
 
 
 @pytest.mark.parametrize("select_on", ["known", "scored"])
 def test_nn_does_not_train_on_the_scored_points(select_on: nn.SelectOn) -> None:
     """With the epoch fixed in advance (one look), swapping scored members and non-members swaps their scores exactly."""
-    known = Known(planted(40, 1, seed=54), planted(40, 0, seed=55))
+    known = Pair(planted(40, 1, seed=54), planted(40, 0, seed=55))
     a, b = planted(30, 1, seed=56), planted(30, 0, seed=57)
     options = NNOptions(nn_epochs=4, select_on=select_on)
-    straight, swapped = ATTACKS["nn"](known, a, b, options, 0), ATTACKS["nn"](known, b, a, options, 0)
+    straight, swapped = (ATTACKS["nn"](known, scored, options, 0).scored for scored in (Pair(a, b), Pair(b, a)))
     np.testing.assert_array_equal(straight.members, swapped.non_members)
     np.testing.assert_array_equal(straight.non_members, swapped.members)
     assert np.ptp(straight.members) > 0
@@ -123,8 +122,8 @@ def test_learning_rate_drops_at_half_time_and_batches_are_balanced(monkeypatch: 
         optimizer.step()
 
     monkeypatch.setattr(nn, "training_step", record)
-    known = Known(planted(100, 1, seed=58), planted(45, 0, seed=59))  # 80 and 36 of them train
-    ATTACKS["nn"](known, planted(5, 1, seed=60), planted(5, 0, seed=61), NNOptions(nn_epochs=4), 0)
+    known = Pair(planted(100, 1, seed=58), planted(45, 0, seed=59))  # 80 and 36 of them train
+    ATTACKS["nn"](known, Pair(planted(5, 1, seed=60), planted(5, 0, seed=61)), NNOptions(nn_epochs=4), 0)
     epoch = [(64, 64), (16, 16)]
     assert [(a, b) for _, a, b in steps] == 4 * epoch
     assert [lr for lr, _, _ in steps] == pytest.approx([5e-4] * 4 + [5e-5] * 4)
@@ -143,10 +142,10 @@ def test_nn_keeps_the_best_epoch(monkeypatch: pytest.MonkeyPatch, select_on: nn.
         return 0.9 if len(seen) == 2 else 0.6
 
     monkeypatch.setattr(nn, "auc", second_look_wins)
-    known = Known(planted(60, 1, seed=60), planted(60, 0, seed=61))
+    known = Pair(planted(60, 1, seed=60), planted(60, 0, seed=61))
     options = NNOptions(nn_epochs=12, select_on=select_on)
-    scores = ATTACKS["nn"](known, planted(35, 1, seed=62), planted(35, 0, seed=63), options, 3)
-    judged = (scores.known_members, scores.known_non_members) if select_on == "known" else (scores.members, scores.non_members)
+    scores = ATTACKS["nn"](known, Pair(planted(35, 1, seed=62), planted(35, 0, seed=63)), options, 3)
+    judged = tuple(scores.known if select_on == "known" else scores.scored)
     assert len(seen) == looks
     assert len(seen[0][0]) == held
     np.testing.assert_array_equal(judged, seen[1])
@@ -154,7 +153,7 @@ def test_nn_keeps_the_best_epoch(monkeypatch: pytest.MonkeyPatch, select_on: nn.
 
 
 def test_known_points_are_split_without_overlap() -> None:
-    known = Known(planted(50, 1, seed=70), planted(33, 0, seed=71))
+    known = Pair(planted(50, 1, seed=70), planted(33, 0, seed=71))
     train, held = nn.split_known(known, 0.2, torch.Generator().manual_seed(0))
     assert [len(x) for x in (train.members, held.members, train.non_members, held.non_members)] == [40, 10, 26, 7]
     rejoined = np.concatenate([train.members.logits, held.members.logits])
@@ -164,11 +163,11 @@ def test_known_points_are_split_without_overlap() -> None:
 
 def test_nn_refuses() -> None:
     ten, nine = planted(10, 0, seed=80), planted(9, 0, seed=81)
-    for known in (Known(ten, nine), Known(nine, ten)):
+    for known in (Pair(ten, nine), Pair(nine, ten)):
         with pytest.raises(UserError, match="at least 10 known members"):
-            ATTACKS["nn"](known, ten, ten, QUICK, 0)
+            ATTACKS["nn"](known, Pair(ten, ten), QUICK, 0)
     with pytest.raises(UserError, match="same classes"):
-        ATTACKS["nn"](Known(ten, ten), ten, Outputs(np.zeros((5, 3)), np.zeros(5, dtype=int)), QUICK, 0)
+        ATTACKS["nn"](Pair(ten, ten), Pair(ten, Outputs(np.zeros((5, 3)), np.zeros(5, dtype=int))), QUICK, 0)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +189,9 @@ def test_options_refuse(wrong: dict) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_nn_agrees_on_the_gpu() -> None:
-    known = Known(planted(60, 1, seed=90), planted(60, 0, seed=91))
-    scored = planted(50, 1, seed=92), planted(50, 0, seed=93)
+    known = Pair(planted(60, 1, seed=90), planted(60, 0, seed=91))
+    scored = Pair(planted(50, 1, seed=92), planted(50, 0, seed=93))
     state = torch.cuda.get_rng_state()
-    cpu, gpu = (ATTACKS["nn"](known, *scored, NNOptions(nn_epochs=2, device=d), 0) for d in ("cpu", "cuda"))
+    cpu, gpu = (ATTACKS["nn"](known, scored, NNOptions(nn_epochs=2, device=d), 0) for d in ("cpu", "cuda"))
     assert torch.equal(torch.cuda.get_rng_state(), state)
-    np.testing.assert_allclose(gpu.members, cpu.members, atol=1e-4)
+    np.testing.assert_allclose(gpu.scored.members, cpu.scored.members, atol=1e-4)

@@ -12,10 +12,11 @@ from common.data.partition import Split, load_split
 from common.defenses import DEFENSES, with_options
 from common.diffence.candidates import shards
 from common.errors import UserError
+from common.experiments.collect import collect
 from common.files import save_checkpoint
-from common.outputs import collect
+from common.pair import SIDES
 from common.run import Run
-from common.targets import ANSWERING, load_target, model_path, settings_of, target_classifier
+from common.training.targets import ANSWER_OPTIONS, load_target, model_path, settings_of, target_classifier
 
 
 @pytest.fixture
@@ -31,19 +32,19 @@ def split(run: Run) -> Split:
 def test_answers_are_kept_until_the_weights_change(run: Run, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_target(run, "undefended", "clean", target_classifier(run))
     first = collect(run, "undefended", "clean", model, split)
-    for side, examples in (("members", split.members), ("non_members", split.non_members)):
-        assert first[side].candidates.shape == (200, 4, 10)
-        assert first[side].labels.tolist() == examples.labels[:200].tolist()
+    for side, examples, logits in zip(SIDES, split.evaluated, first, strict=True):
+        assert logits.candidates.shape == (200, 4, 10)
+        assert logits.labels.tolist() == examples.labels[:200].tolist()
         with torch.no_grad():
-            np.testing.assert_allclose(first[side].original[:50], model(examples.pixels(slice(50))).numpy(), atol=1e-4)
+            np.testing.assert_allclose(logits.original[:50], model(examples.pixels(slice(50))).numpy(), atol=1e-4)
             drawn = model(list(shards(run, side, 200))[1][37]).numpy()
-        np.testing.assert_allclose(first[side].candidates[137], drawn, atol=1e-4)
+        np.testing.assert_allclose(logits.candidates[137], drawn, atol=1e-4)
 
     paths = sorted(run.outputs_dir.glob("*.npz"))
     times = [path.stat().st_mtime_ns for path in paths]
     monkeypatch.setattr(type(model), "forward", None)
     again = collect(run, "undefended", "clean", model, split)
-    np.testing.assert_array_equal(again["members"].candidates, first["members"].candidates)
+    np.testing.assert_array_equal(again.members.candidates, first.members.candidates)
     assert times == [path.stat().st_mtime_ns for path in paths]
     monkeypatch.undo()
 
@@ -60,7 +61,7 @@ def test_torn_answers_are_made_again(run: Run, split: Split, damage: str) -> Non
     path = run.outputs_dir / "undefended-clean-members.npz"
     path.write_bytes({"cut": path.read_bytes()[:-40], "empty": b"", "text": b"not an archive"}[damage])
     again = collect(run, "undefended", "clean", model, split)
-    np.testing.assert_array_equal(again["members"].candidates, first["members"].candidates)
+    np.testing.assert_array_equal(again.members.candidates, first.members.candidates)
 
 
 def test_options_that_act_on_answers_need_no_new_weights(copied_drawn: Path, tiny: Path) -> None:
@@ -75,7 +76,7 @@ def test_options_that_act_on_answers_need_no_new_weights(copied_drawn: Path, tin
     answers = []
     for run in (plain, modified, plain):
         model = load_target(run, "hamp", "clean", DEFENSES["hamp"].build(run))
-        answers.append(collect(run, "hamp", "clean", model, load_split(run))["members"].original)
+        answers.append(collect(run, "hamp", "clean", model, load_split(run)).members.original)
     np.testing.assert_array_equal(answers[0], answers[2])
     np.testing.assert_array_equal(answers[0].argmax(1), answers[1].argmax(1))
     assert not np.allclose(answers[0], answers[1])
@@ -94,5 +95,5 @@ def test_settings_are_the_options_in_every_profile(dataset: str, profile: str) -
     run = with_options(Run(folder, profile, load_config(folder, profile), 0, torch.device("cpu")))
     for name in DEFENSES:
         assert settings_of(run, name)["options"] == run.config.defenses[name]
-    for name, options in ANSWERING.items():
+    for name, options in ANSWER_OPTIONS.items():
         assert options.items() <= vars(DEFENSES[name].options()).items()

@@ -1,4 +1,4 @@
-"""README's example of a defense of one's own: file, dict line and config section, in under 40 lines, make a defense."""
+"""The example in docs/extend.md: a file, a line of a dict and a config section, in under 40 lines, make a defense."""
 
 import importlib.util
 import math
@@ -15,21 +15,21 @@ from common.config import Config, Data, Model, Train, load_config
 from common.data.partition import Examples, Split
 from common.defenses import DEFENSES, Defense, with_options
 from common.errors import UserError
-from common.grid import runs_of
+from common.grid.search import grid_runs
 from common.run import Run
-from common.targets import load_target, model_path, target_classifier
+from common.training.targets import load_target, model_path, target_classifier
 
 
-def shown(pattern: str) -> str:
-    """The one code block of README whose text matches `pattern` from its start."""
-    blocks = re.findall(r"^```\w+\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    found = [block for block in blocks if re.match(pattern, block)]
-    assert len(found) == 1, pattern
-    return found[0]
+def example(pattern: str) -> str:
+    """The one code block of docs/extend.md whose text matches `pattern` from its start."""
+    blocks = re.findall(r"^```\w+\n(.*?)^```$", (ROOT / "docs" / "extend.md").read_text(), re.DOTALL | re.MULTILINE)
+    matching = [block for block in blocks if re.match(pattern, block)]
+    assert len(matching) == 1, pattern
+    return matching[0]
 
 
 def test_the_example_is_a_defense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, line, section = (shown(start) for start in ('"""Label smoothing', r' +"smoothing": ', "defenses: {smoothing"))
+    file, line, section = (example(start) for start in ('"""Label smoothing', r' +"smoothing": ', "defenses: {smoothing"))
     assert len((file + line + section).splitlines()) < 40
     path = tmp_path / "smoothing.py"
     path.write_text(file)
@@ -60,7 +60,7 @@ def test_the_example_is_a_defense(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     OmegaConf.save({"model": {"width": 4, "depth": 1}}, profile)
     mine = Run(tmp_path / "synthetic", str(profile), load_config(tmp_path, str(profile)), 0, torch.device("cpu"))
-    amounts = [one.config.defenses["smoothing"]["amount"] for one in runs_of(mine, "smoothing", {"amount": ["0.1", "0.2"]})]
+    amounts = [one.config.defenses["smoothing"]["amount"] for one in grid_runs(mine, "smoothing", {"amount": ["0.1", "0.2"]})]
     assert amounts == [0.1, 0.2]
     with pytest.raises(UserError, match="amount"):
         with_options(Run(tmp_path / "synthetic", "small", Config(defenses={"smoothing": {"amont": 1}}), 0, torch.device("cpu")))

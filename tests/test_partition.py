@@ -15,7 +15,7 @@ from conftest import Call, refusal, tiny_run, write_profile
 from common.commands import data_partition
 from common.config import Data
 from common.data import partition
-from common.data.partition import PARTS, draw, load_split, pools, write_partition
+from common.data.partition import PARTS, draw, evaluation_pools, load_split, write_partition
 from common.data.sources import Source
 from common.errors import UserError
 from common.run import Run
@@ -80,20 +80,20 @@ def test_more_than_there_is_is_refused() -> None:
 
 
 def test_clean_pools_are_disjoint() -> None:
-    places = pools(SMALL, "clean")
+    places = evaluation_pools(SMALL, "clean")
     assert (places.fit, places.known, places.scored) == (range(0, 4), range(4, 10), range(10, 20))
     assert places.used == range(20)
 
 
 def test_released_pools_share_their_points() -> None:
-    places = pools(SMALL, "released")
+    places = evaluation_pools(SMALL, "released")
     assert (places.fit, places.known, places.scored) == (range(6), range(6), range(10))
     assert places.used == range(10)
 
 
 def test_pools_of_the_paper() -> None:
     """Appendix E: 1,000 known and 2,000 scored a side."""
-    released, clean = (pools(Data(), protocol) for protocol in ("released", "clean"))
+    released, clean = (evaluation_pools(Data(), protocol) for protocol in ("released", "clean"))
     assert (len(released.known), len(released.scored)) == (1_000, 2_000)
     assert set(released.fit) == set(released.known) <= set(released.scored)
     parts = [set(part) for part in (clean.fit, clean.known, clean.scored)]
@@ -139,7 +139,7 @@ def test_the_manifest_says_what_the_partition_is(run: Run, synthetic: Source) ->
         "released": {"fit": [0, 60], "known": [0, 60], "scored": [0, 100]},
     }
     for protocol, stated in manifest["pools"].items():
-        assert {name: range(*ends) for name, ends in stated.items()} == vars(pools(run.config.data, protocol))
+        assert {name: range(*ends) for name, ends in stated.items()} == vars(evaluation_pools(run.config.data, protocol))
 
 
 def test_writing_again_gives_the_same_bytes(run: Run) -> None:

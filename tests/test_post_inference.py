@@ -1,13 +1,21 @@
 """A post-inference defense acts behind Diffence, on what Diffence selects (paper Section III-B4), once for each image."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from common.config import Config
+from common.data.partition import Pools
+from common.defenses import DefendedModel
 from common.diffence.candidates import query_ids
-from common.diffence.select import Selector
-from common.evaluate import Released, guard
-from common.targets import PostInference
+from common.experiments.collect import LabelledLogits
+from common.experiments.evaluate import DefendedOutputs, defend
+from common.pair import Pair
+from common.run import Run
+from common.training.targets import PostInference
 
 
 class Doubling(PostInference):
@@ -23,17 +31,30 @@ class Doubling(PostInference):
         return 2 * logits
 
 
-def test_the_selected_logits_are_guarded_each_image_under_its_own_key() -> None:
-    shown = Released(Selector("3"), np.ones((3, 4), np.float32), np.full((2, 4), 5, np.float32))
+def collected() -> Pair[LabelledLogits]:
+    """Three members and two non-members, whose logits tell the sides apart."""
+    sides = Pair(np.eye(4, dtype=np.float32)[[0, 1, 2]], 5 * np.eye(4, dtype=np.float32)[[3, 0]])
+    return sides.map(lambda logits: LabelledLogits(logits, logits[:, None], np.arange(len(logits))))
+
+
+def defended(model: DefendedModel, scenario: str | None) -> DefendedOutputs:
+    run = Run(Path("synthetic"), "small", Config(), 0, torch.device("cpu"))
+    return defend(run, model, collected(), Pools(range(2), range(2), range(2)), scenario)
+
+
+@pytest.mark.parametrize("scenario", [None, "3"])
+def test_each_selected_prediction_is_changed_once_under_a_key_of_its_own(scenario: str | None) -> None:
     defense = Doubling()
-    guarded = guard(shown, defense)
-    assert guarded.selector is shown.selector
-    assert (guarded.members == 2).all() and (guarded.non_members == 10).all()
+    outputs = defended(DefendedModel(defense.classifier, defense), scenario).outputs
+    for side, before in zip(outputs, collected(), strict=True):
+        np.testing.assert_array_equal(side.logits, 2 * before.original)
+        np.testing.assert_array_equal(side.labels, before.labels)
     keys = torch.cat(defense.asked)
     assert torch.equal(keys, torch.cat([query_ids("members", range(3)), query_ids("non_members", range(2))]))
     assert len(keys.unique()) == 5
 
 
-def test_without_one_nothing_changes() -> None:
-    shown = Released(None, np.ones((3, 4)), np.ones((2, 4)))
-    assert guard(shown, None) is shown
+def test_without_a_post_inference_defense_the_selected_predictions_are_released() -> None:
+    outputs = defended(DefendedModel(nn.Identity(), None), None).outputs
+    for side, before in zip(outputs, collected(), strict=True):
+        np.testing.assert_array_equal(side.logits, before.original)

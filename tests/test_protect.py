@@ -9,9 +9,10 @@ from common.config import DDPM
 from common.diffence.ddpm import build_unet
 from common.diffence.protect import ProtectedClassifier
 from common.diffence.reconstruct import DiffusionReconstructor, draw_candidates
-from common.diffence.select import ORIGINAL, FitPoints, Selector, fit_selector
+from common.diffence.select import ORIGINAL, CandidateLogits, Selector, fit_selector
 from common.errors import UserError
 from common.models import build_classifier
+from common.pair import Pair
 
 N = 6
 INPUTS = 24
@@ -46,18 +47,18 @@ def parts() -> tuple[nn.Module, DiffusionReconstructor]:
     return Louder(classifier).eval(), reconstruct
 
 
-def eager(parts: tuple[nn.Module, DiffusionReconstructor], x: torch.Tensor, queries: torch.Tensor) -> FitPoints:
+def eager(parts: tuple[nn.Module, DiffusionReconstructor], x: torch.Tensor, queries: torch.Tensor) -> CandidateLogits:
     """Logits of the images and of all N candidates."""
     classifier, reconstruct = parts
     with torch.inference_mode():
         drawn = draw_candidates(reconstruct, x, queries, N, 50)
         candidates = classifier(drawn.flatten(0, 1)).view(len(x), N, -1).numpy()
-        return FitPoints(candidates, classifier(x).numpy())
+        return CandidateLogits(classifier(x).numpy(), candidates)
 
 
 def selector(parts: tuple[nn.Module, DiffusionReconstructor], scenario: str) -> Selector:
     members, others = (eager(parts, images(30, seed), torch.arange(30) + 1000 * seed) for seed in (51, 52))
-    return fit_selector(scenario, members, others, js_bins=10)
+    return fit_selector(scenario, Pair(members, others), js_bins=10)
 
 
 # Lazy and eager

@@ -1,76 +1,244 @@
-"""README's map of the code is complete and in order, its lines of Python run, and the committed rows bear out its claims."""
+"""README and docs/: links lead somewhere, commands and examples work, and the committed rows bear out what the pages claim.
 
-import ast
+A claim is tested as a property of every row that is present, and the rows that it names must exist. No test depends on the
+wording of a page or on how many rows there are.
+"""
+
 import json
-from itertools import chain
+import re
+import shlex
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import DATASETS as FOLDERS
 from conftest import ROOT
+from sklearn.linear_model import LogisticRegression
+from torch import nn
 
-from common import audit, pages
+from common.attacks import ATTACKS, METRIC_ATTACKS, NNOptions, Outputs, Scores
 from common.attacks.shadow import SHADOW_ATTACKS
+from common.audit import audit
+from common.config import load_config
+from common.data import DATASETS, Dataset, sources
+from common.defenses import DEFENSES
+from common.diffence import ddpm
+from common.diffence.protect import ProtectedClassifier
+from common.metrics.privacy import auc
+from common.pair import Pair
+from common.report import pages
+
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+Row = dict[str, Any]
 
 
-def places() -> dict[str, int]:
-    """The files and folders of common/ in the order of the map: `data` for data/, `run` for run.py."""
-    readme = (ROOT / "README.md").read_text()
-    lines = readme[readme.index("\ncommon/  ") : readme.index("\ntests/  benchmarks/")].splitlines()
-    first_columns = [line[2:].split("  ")[0].split() for line in lines if line.startswith("  ") and line[2] != " "]
-    return {word.removesuffix(".py").removesuffix("/"): i for i, word in enumerate(chain(*first_columns))}
+# the pages
 
 
-def imported(path: Path) -> set[str]:
-    """The files and folders of common/ that a file imports anywhere."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "common":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("common."):
-            found.add(node.module.split(".")[1])
-    return found
+def fenced(page: str, language: str = r"\w*") -> list[str]:
+    """The code blocks of a page, in order: those of one language, or all."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-def test_the_map_is_complete_and_imports_point_upwards() -> None:
-    order = places()
-    present = {path.stem for path in (ROOT / "common").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert set(order) == present - {"__init__"}
-    for path in (ROOT / "common").rglob("*.py"):
-        own = path.relative_to(ROOT / "common").parts[0].removesuffix(".py")
-        if own != "__init__":
-            later = {name for name in imported(path) - {own} if order[name] > order[own]}
-            assert not later, f"{path.name} imports {later}, which the map has below it"
+def python_block(page: str, name: str) -> str:
+    """The one Python block of a page in which `name` stands."""
+    found = [block for block in fenced(page, "python") if name in block]
+    assert len(found) == 1, (page, name)
+    return found[0]
 
 
-def test_the_readmes_lines_save_what_the_audit_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def commands() -> Iterator[tuple[str, str]]:
+    """(page, command) of every command that a page gives, on a line of a code block or between backticks."""
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+        for line in [*"\n".join(fenced(page)).splitlines(), *re.findall(r"`([^`\n]+)`", prose)]:
+            if re.match(r"(python|bash) ", line):
+                yield page, line.split("  #")[0]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_lead_to_files_and_headings(page: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        if not re.match(r"[a-z]+:", link):
+            name, _, anchor = link.partition("#")
+            target = (ROOT / page).parent / name if name else ROOT / page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_linked_from_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    for path in ROOT.glob("docs/*.md"):
+        assert path.name == "README.md" or f"({path.name})" in index
+
+
+def test_commands_name_what_exists() -> None:
+    """The script or module, every option, the defense, and, through the real loader, the profile and every --set."""
+    sources_text = "".join(path.read_text() for folder in ("common", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+    found = list(commands())
+    assert {"README.md", "docs/reproduce.md", "docs/audit.md", "CONTRIBUTING.md"} <= {page for page, _ in found}
+    for page, command in found:
+        interpreter, first, *words = shlex.split(command)
+        if first == "-m":
+            assert interpreter == "python"
+            module = ROOT / words[0].replace(".", "/")
+            assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), (page, command)
+        else:
+            assert (ROOT / first).is_file(), (page, command)
+            assert Path(first).suffix == {"python": ".py", "bash": ".sh"}[interpreter], (page, command)
+        for word in words:
+            if word.startswith("--"):
+                assert f'"{word}"' in sources_text, (page, command, word)
+        given = list(pairwise(words))
+        for defense in (value for option, value in given if option == "--defense"):
+            assert defense in {*DEFENSES, "smoothing"}, (page, command)  # the latter is the example of docs/extend.md
+        profile = next((value for option, value in given if option == "--profile"), "paper")
+        changes = [value for option, value in given if option == "--set"]
+        for folder in FOLDERS:
+            if any(word == folder or word.startswith(f"{folder}/") for word in (first, *words)):
+                load_config(ROOT / folder, profile, changes)
+
+
+def test_the_sample_of_what_quickstart_prints() -> None:
+    """Each line of its table, as far as it is shown, is what the committed rows of the same run say."""
+    rows = {(row["defense"], pages.names(row)["Diffence"]): row for row in pages.load_rows(ROOT)["synthetic", SMALL]}
+    sample = next(block for block in fenced("README.md") if "1/4" in block)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in sample.splitlines() if line.startswith("|")]
+    head, *table = lines
+    assert len(table) == 4
+    for line in table:
+        cells = dict(zip(head, line, strict=True))
+        row = rows[cells["defense"], cells["Diffence"]]
+        interval = row["attacks"][row["best"]["attack"]]["auc_interval"]
+        assert cells["test acc %"] == f"{100 * row['accuracy']['non_members']:.1f}"
+        assert cells["best AUC [95%]"] == "{:.3f} [{:.3f}, {:.3f}]".format(row["best"]["auc"], *interval)
+        assert cells["gap floor"] == f"{row['gap_floor']:.3f}"
+        assert cells["null AUC"] == f"{row['null']['best']['auc']:.3f}"
+
+
+# the examples
+
+
+def test_the_lines_of_the_audit_page_save_what_the_audit_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a model with dropout and trainable weights, as users have them."""
-    readme = (ROOT / "README.md").read_text()
-    lines = readme[readme.index("## Audit") :].split("```python\n")[1].split("```")[0]
+    lines = python_block("docs/audit.md", "np.savez")
     monkeypatch.chdir(tmp_path)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.Dropout())
+    monkeypatch.setattr(audit, "NNOptions", partial(NNOptions, nn_epochs=2))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Dropout())
     given = {f"{side}_images": torch.rand(30, 3, 2, 2) for side in ("member", "other")}
     given |= {f"{side}_labels": torch.arange(30) % 5 for side in ("member", "other")}
     exec(lines, {"np": np, "torch": torch, "model": model, **given})
     assert not model.training  # dropout would be audited too
-    assert "--members m.npz --non-members n.npz" in readme
+    assert any("--members m.npz --non-members n.npz" in command for page, command in commands() if page == "docs/audit.md")
     row = audit.audit({"members": Path("m.npz"), "non_members": Path("n.npz")}, 0.5, 0.001, 0, Path("audit"))
     assert row["points"] == {"members": 30, "non_members": 30}
 
 
-# what the committed rows show
+def test_the_lines_of_the_serving_page_protect_a_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its blocks one after the other, around a stand-in for the trained diffusion model."""
+
+    def reconstruct(images: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        return (images + 0.01 * (queries + numbers)[:, None, None, None]).clamp(0, 1)
+
+    monkeypatch.setattr(ddpm, "load_reconstructor", lambda run: reconstruct)
+    monkeypatch.chdir(ROOT)
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).requires_grad_(False)
+    names = ("images", "known_members", "known_non_members")
+    made: dict[str, Any] = {"classifier": classifier, **{name: torch.rand(4, 3, 2, 2) for name in names}}
+    for block, scenario in zip(fenced("docs/serve.md", "python"), ("3", "1", "3"), strict=True):
+        exec(block, made)
+        protected = made["protected"]
+        assert isinstance(protected, ProtectedClassifier)
+        assert protected.selector.scenario == scenario
+        torch.testing.assert_close(protected(made["images"]).argmax(1), classifier(made["images"]).argmax(1))
+    torch.testing.assert_close(protected(made["images"]), protected(made["images"]))  # the last one has a key
 
 
-def by_name(dataset: str, setting: str) -> dict[tuple[str, str | None], dict[str, Any]]:
+def test_the_example_of_a_data_set_is_one(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        np.savez(tmp_path / f"{split}.npz", x=np.zeros((count, 3, 32, 32), np.uint8), y=np.arange(count))
+    names = {"np": np, "Path": Path, "Source": sources.Source, "Dataset": Dataset}
+    made: dict[str, Any] = {**names, "DATASETS": dict(DATASETS)}
+    exec(python_block("docs/extend.md", "DATASETS"), made)
+    source = made["DATASETS"]["mine"].load(tmp_path)
+    assert (len(source.train_labels), len(source.test_labels)) == (3, 2)
+    assert source.train_images.shape == (3, 3, 32, 32)
+
+
+def test_the_examples_of_attacks_are_attacks() -> None:
+    """On members whose true logit is 2 larger, both find what there is: AUC of N(2, .) against N(0, .)."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 400)
+
+    def outputs(shift: float) -> Outputs:
+        return Outputs(rng.normal(size=(400, 5)) + shift * np.eye(5)[labels], labels)
+
+    known, scored = (Pair(outputs(4), outputs(2)) for _ in range(2))
+    names = {"np": np, "Outputs": Outputs, "Floats": np.ndarray, "Pair": Pair, "Scores": Scores, "NNOptions": NNOptions}
+    made: dict[str, Any] = {**names, "METRIC_ATTACKS": {}, "ATTACKS": {}, "LogisticRegression": LogisticRegression}
+    for name in ("METRIC_ATTACKS", "linear_attack"):
+        exec(python_block("docs/extend.md", name), made)
+    margin, linear = made["METRIC_ATTACKS"]["margin"], made["ATTACKS"]["linear"]
+    assert {"margin", "linear"}.isdisjoint({*METRIC_ATTACKS, *ATTACKS})
+    assert auc(*scored.map(margin)) > 0.85
+    assert auc(*linear(known, scored, NNOptions(), 0).scored) > 0.75
+
+
+# what the committed rows show: Diffence and the paper's five attacks
+
+SMALL = "small-clean-seed0"
+SHADOWED = f"{SMALL}-attack.shadows=16"
+BOTH = pytest.mark.parametrize("dataset", ["cifar10", "synthetic"])
+EARLIER_DEFENSES = set(pages.ORDER) - {"undefended"}
+
+
+def by_name(dataset: str, setting: str = SMALL) -> dict[tuple[str, str | None], Row]:
     """The committed rows of a setting by defense and scenario; None is without Diffence."""
-    rows = pages.measured(ROOT)[dataset, setting]
+    rows = pages.load_rows(ROOT)[dataset, setting]
     return {(row["defense"], row["diffence"]["scenario"] if row["diffence"] else None): row for row in rows}
 
 
+def best(row: Row) -> SimpleNamespace:
+    """AUC and interval [low, high] of the best of the paper's five attacks, and how far above the gap floor it is."""
+    low, high = row["attacks"][row["best"]["attack"]]["auc_interval"]
+    return SimpleNamespace(auc=row["best"]["auc"], low=low, high=high, above_floor=row["best"]["auc"] - row["gap_floor"])
+
+
+def paper(defense: str, scenario: str = "without") -> SimpleNamespace:
+    """The line of the paper's Table III: `auc` 0..1 and `delta`, points of accuracy over the undefended classifier."""
+    table = {(line["defense"], line["scenario"]): line for line in pages.paper_table(ROOT).to_dict("records")}
+    line = table[defense, scenario]
+    return SimpleNamespace(auc=line["auc"] / 100, delta=line["accuracy_delta"])
+
+
+def test_scenarios_1_to_3_change_no_label_and_no_accuracy() -> None:
+    """In every committed evaluation, whatever its data set, profile and defense."""
+    for key in pages.load_rows(ROOT):
+        rows = by_name(*key)
+        for (defense, scenario), row in rows.items():
+            if scenario in ("1", "2", "3"):
+                assert row["diffence"]["labels_changed"] == {"members": 0, "non_members": 0}
+                assert row["accuracy"] == rows[defense, None]["accuracy"]
+
+
 def test_the_real_run_shows_what_diffence_promises() -> None:
-    rows = by_name("cifar10", "small-clean-seed0")
+    rows = by_name("cifar10")
     without, *defended = (rows["undefended", scenario] for scenario in (None, "1", "2", "3"))
     assert without["accuracy"]["members"] >= 0.90
     for row in defended:
@@ -81,29 +249,134 @@ def test_the_real_run_shows_what_diffence_promises() -> None:
     assert first["best"]["auc"] <= first["gap_floor"] + 0.03
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "synthetic"])
+@BOTH
 def test_scenario_1_lowers_the_best_of_five_on_every_defense(dataset: str) -> None:
-    rows = by_name(dataset, "small-clean-seed0")
+    rows = by_name(dataset)
     defenses = {defense for defense, _ in rows}
     assert defenses >= set(pages.ORDER)
     for defense in defenses:
         assert rows[defense, "1"]["best"]["auc"] < rows[defense, None]["best"]["auc"], defense
 
 
-SHADOWED = "small-clean-seed0-attack.shadows=16"
+@BOTH
+@pytest.mark.parametrize("defense", ["dpsgd", "memguard"])
+def test_where_little_leaks_it_falls_by_less_than_an_interval_is_wide(dataset: str, defense: str) -> None:
+    without, first = (best(by_name(dataset)[defense, scenario]) for scenario in (None, "1"))
+    assert without.auc - first.auc < without.high - without.low
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "synthetic"])
+def test_how_far_above_the_gap_floor_the_five_stay_in_scenario_1() -> None:
+    """Within .03 on CIFAR-10, RelaxLoss and SELENA apart; further on the generated data for the four that the page names."""
+    near = {"undefended", "advreg", "hamp", "dpsgd", "memguard"}
+    real, generated = by_name("cifar10"), by_name("synthetic")
+    assert all(best(real[defense, "1"]).above_floor <= 0.03 for defense in near)
+    assert all(best(real[defense, "1"]).above_floor > 0.03 for defense in ("relaxloss", "selena"))
+    assert all(best(generated[defense, "1"]).above_floor > 0.03 for defense in ("undefended", "selena", "advreg", "hamp"))
+
+
+def test_the_released_forward_process_changes_the_best_auc_by_less_than_its_interval() -> None:
+    ours, theirs = by_name("synthetic"), by_name("synthetic", f"{SMALL}-diffence.forward=released")
+    assert {("undefended", "1"), ("undefended", "3")} <= set(theirs)
+    for key, row in theirs.items():
+        assert best(ours[key]).low <= row["best"]["auc"] <= best(ours[key]).high
+
+
+# beside the paper's Table III
+
+
+def test_without_diffence_every_auc_on_cifar10_is_above_the_papers() -> None:
+    for defense in pages.ORDER:
+        assert best(by_name("cifar10")[defense, None]).auc > paper(defense).auc
+
+
+@BOTH
+def test_hamp_alone_is_more_exposed_than_no_defense(dataset: str) -> None:
+    """With the paper's settings for CIFAR-10. The paper has less than a point between the two. It gains most by scenario 1."""
+    rows = by_name(dataset)
+    hamp, undefended = best(rows["hamp", None]), best(rows["undefended", None])
+    options = rows["hamp", None]["config"]["defenses"]["hamp"]
+    assert (options["gamma"], options["alpha"]) == (0.8, 0.001)
+    assert hamp.low > undefended.high
+    assert abs(paper("hamp").auc - paper("undefended").auc) < 0.01
+    falls = {defense: best(rows[defense, None]).auc - best(rows[defense, "1"]).auc for defense, _ in rows}
+    assert max(falls, key=falls.__getitem__) == "hamp"
+
+
+@BOTH
+def test_advreg_alone_protects_no_better_than_no_defense_in_a_setting_that_is_not_the_papers(dataset: str) -> None:
+    rows = by_name(dataset)
+    advreg, undefended = best(rows["advreg", None]), best(rows["undefended", None])
+    options = rows["advreg", None]["config"]["defenses"]["advreg"]
+    assert options["alpha"] == {"cifar10": 1, "synthetic": 2}[dataset]
+    assert (options["attack_batches"], options["schedule"]) == (2, "released")
+    assert advreg.low <= undefended.auc <= advreg.high
+    assert paper("advreg").auc < paper("undefended").auc - 0.1
+    if dataset == "cifar10":
+        found = {name: rows[name, None]["attacks"]["nn"]["tpr_at_fpr"]["hits"] for name in ("advreg", "undefended")}
+        assert found["advreg"] > found["undefended"]
+
+
+@BOTH
+def test_selena_protects_with_fewer_sub_models_than_the_papers(dataset: str) -> None:
+    rows = by_name(dataset)
+    options = rows["selena", None]["config"]["defenses"]["selena"]
+    assert (options["k"], options["l"]) == (5, 2)
+    assert best(rows["selena", None]).high < best(rows["undefended", None]).low
+
+
+def test_every_defense_that_costs_accuracy_in_the_paper_costs_more_on_cifar10() -> None:
+    rows = by_name("cifar10")
+    undefended = rows["undefended", None]["accuracy"]["non_members"]
+    for defense in EARLIER_DEFENSES:
+        change = 100 * (rows[defense, None]["accuracy"]["non_members"] - undefended)
+        assert change == 0 if paper(defense).delta == 0 else change < min(paper(defense).delta, 0)
+
+
+def test_what_scenario_2_does_to_selena_advreg_and_dpsgd() -> None:
+    assert paper("selena").auc - paper("selena", "scenario 2").auc < 0.02
+    assert abs(paper("advreg").auc - paper("advreg", "scenario 2").auc) < 0.001
+    assert paper("dpsgd", "scenario 2").auc > paper("dpsgd").auc
+    rows = by_name("cifar10")
+    for defense in ("selena", "advreg"):
+        without, first, second = (best(rows[defense, scenario]).auc for scenario in (None, "1", "2"))
+        assert abs(second - first) < 0.01 < 0.1 < without - second
+    dpsgd = best(rows["dpsgd", None])
+    assert dpsgd.low <= best(rows["dpsgd", "2"]).auc <= dpsgd.high
+
+
+# stronger attacks
+
+
+def shadow_aucs(row: Row) -> dict[str, float]:
+    return {name: row["attacks"][name]["auc"] for name in SHADOW_ATTACKS}
+
+
+@BOTH
 def test_behind_diffence_shadow_models_find_more_than_the_five(dataset: str) -> None:
     """Diffence is down to the gap floor for the paper's attacks, not for these; SELENA leaves them less than the five."""
     rows = by_name(dataset, SHADOWED)
-    assert {defense for defense, _ in rows} == {"undefended", "selena", "hamp"}
+    assert {defense for defense, _ in rows} >= {"undefended", "selena", "hamp"}
     for (defense, scenario), row in rows.items():
-        best = max(row["attacks"][name]["auc"] for name in SHADOW_ATTACKS)
+        most = max(shadow_aucs(row).values())
         if defense == "selena":
-            assert dataset == "synthetic" or best < row["best"]["auc"]
+            assert dataset == "synthetic" or most < row["best"]["auc"]
         elif scenario:
-            assert best > max(row["best"]["auc"], row["gap_floor"] + 0.05)
+            assert most > max(row["best"]["auc"], row["gap_floor"] + 0.05)
+
+
+@BOTH
+def test_without_diffence_shadow_models_add_less(dataset: str) -> None:
+    rows = by_name(dataset, SHADOWED)
+    undefended, hamp = rows["undefended", None], rows["hamp", None]
+    found = shadow_aucs(undefended)
+    assert found["lira-online"] > max(undefended["best"]["auc"], *(found[name] for name in found if name != "lira-online"))
+    assert max(found["rmia-online"], found["rmia-offline"]) < undefended["best"]["auc"]
+    assert dataset == "cifar10" or max(shadow_aucs(hamp).values()) < hamp["attacks"]["nn"]["auc"]
+
+
+def test_the_confidence_in_the_true_label_tells_little_behind_selena() -> None:
+    attacks = by_name("cifar10", SHADOWED)["selena", None]["attacks"]
+    assert attacks["loss"]["auc"] < 0.55 < 0.7 < min(attacks["entropy"]["auc"], attacks["nn"]["auc"])
 
 
 def test_lira_finds_a_tenth_at_a_low_fpr() -> None:
@@ -111,27 +384,92 @@ def test_lira_finds_a_tenth_at_a_low_fpr() -> None:
     rows = by_name("cifar10", SHADOWED)
     for defense in ("undefended", "hamp"):
         for attack in ("lira-online", "lira-offline"):
-            without, defended = (rows[defense, scenario]["attacks"][attack] for scenario in (None, "1"))
-            assert without["tpr_at_fpr"]["hits"] > 10 * defended["tpr_at_fpr"]["hits"]
-            assert defended["auc"] > rows[defense, "1"]["gap_floor"]
+            without, first, third = (rows[defense, scenario]["attacks"][attack] for scenario in (None, "1", "3"))
+            hits = [row["tpr_at_fpr"]["hits"] for row in (without, first, third)]
+            assert hits[0] > 10 * hits[1]
+            assert hits[1] < hits[2] < hits[0]
+            assert first["auc"] > rows[defense, "1"]["gap_floor"]
 
 
-def test_questions_pass_the_interval_of_one_by_less_than_a_hundredth() -> None:
-    paths = sorted((ROOT / "results").glob("*/small-clean-seed0/attack_diffence-*.json"))
-    assert len(paths) == 6  # two data sets; undefended, SELENA and HAMP
-    passed = set()
-    for path in paths:
-        row = json.loads(path.read_text())
-        for run in row["runs"]:
-            most = max(attack["auc"] for attack in run["attacks"].values()) - run["attacks"]["once"]["auc_interval"][1]
-            assert most < 0.01
-            passed |= {(row["dataset"], row["defense"])} if most > 0 else set()
-    assert passed == {("cifar10", "hamp"), ("cifar10", "selena")}
+def test_on_the_generated_data_lira_finds_many_members_of_hamp_only() -> None:
+    for (defense, scenario), row in by_name("synthetic", SHADOWED).items():
+        rates = [row["attacks"][name]["tpr_at_fpr"]["rate"] for name in ("lira-online", "lira-offline")]
+        assert min(rates) > 0.15 if (defense, scenario) == ("hamp", None) else max(rates) < 0.06
+
+
+# labels alone, and attacks on Diffence itself
+
+
+def label_only(dataset: str, defense: str) -> Row:
+    path = ROOT / "results" / dataset / SMALL / f"label_only-{defense}-50images-10steps.json"
+    return dict(json.loads(path.read_text()))
 
 
 @pytest.mark.parametrize(("dataset", "defense"), [("cifar10", "undefended"), ("cifar10", "hamp"), ("synthetic", "hamp")])
 def test_labels_alone_tell_more_than_the_five_do_in_scenario_1(dataset: str, defense: str) -> None:
-    path = ROOT / "results" / dataset / "small-clean-seed0" / f"label_only-{defense}-50images-10steps.json"
-    boundary = json.loads(path.read_text())["attacks"]["boundary"]
-    first = by_name(dataset, "small-clean-seed0")[defense, "1"]
-    assert boundary["auc_interval"][0] > first["attacks"][first["best"]["attack"]]["auc_interval"][1]
+    """And what LiRA and RMIA reach there lies in the attack's interval, from above a thousand labels an image."""
+    row = label_only(dataset, defense)
+    low, high = row["attacks"]["boundary"]["auc_interval"]
+    assert low > best(by_name(dataset)[defense, "1"]).high
+    assert low <= max(shadow_aucs(by_name(dataset, SHADOWED)[defense, "1"]).values()) <= high
+    assert row["boundary"]["asked_an_image"] > 1000
+
+
+@BOTH
+def test_labels_alone_tell_less_than_the_loss_without_diffence(dataset: str) -> None:
+    for defense in ("undefended", "hamp"):
+        loss = by_name(dataset)[defense, None]["attacks"]["loss"]["auc"]
+        assert label_only(dataset, defense)["attacks"]["boundary"]["auc"] < loss
+    low, high = label_only(dataset, "selena")["attacks"]["boundary"]["auc_interval"]
+    assert low < 0.5 < high
+
+
+def test_labels_alone_tell_no_more_than_the_five_on_the_generated_data() -> None:
+    found = label_only("synthetic", "undefended")["attacks"]["boundary"]["auc"]
+    assert found < best(by_name("synthetic")["undefended", "1"]).auc
+
+
+def test_questions_pass_the_interval_of_one_by_less_than_a_hundredth() -> None:
+    """In every committed row. Those that pass it at all are of CIFAR-10: learning behind SELENA, and the mean behind HAMP."""
+    passing, rows = set(), set()
+    for path in (ROOT / "results").glob(f"*/{SMALL}/attack_diffence-*.json"):
+        row = json.loads(path.read_text())
+        rows.add((row["dataset"], row["defense"]))
+        for run in row["runs"]:
+            high = run["attacks"]["once"]["auc_interval"][1]
+            over = {name: attack["auc"] - high for name, attack in run["attacks"].items() if attack["auc"] > high}
+            assert max(over.values(), default=0) < 0.01
+            passing |= {(row["dataset"], row["defense"], run["scenario"], name) for name in over}
+    assert rows >= {(dataset, defense) for dataset in ("cifar10", "synthetic") for defense in ("undefended", "selena", "hamp")}
+    assert {passed[:2] for passed in passing} >= {("cifar10", "selena"), ("cifar10", "hamp")}
+    for dataset, defense, scenario, name in passing:
+        learns_behind_selena = defense == "selena" and "learned" in name
+        assert dataset == "cifar10"
+        assert learns_behind_selena or (defense, scenario, name) == ("hamp", "1", "near, mean")
+
+
+def test_with_a_key_the_same_question_has_the_same_answer() -> None:
+    for path in (ROOT / "results").glob(f"*/{SMALL}/attack_diffence-*.json"):
+        for run in json.loads(path.read_text())["runs"]:
+            if run["stable"]:
+                assert run["attacks"]["same, mean"]["auc"] == run["attacks"]["once"]["auc"]
+
+
+# cost
+
+
+@BOTH
+def test_scenario_1_needs_more_candidates_than_scenario_3(dataset: str) -> None:
+    drawn = {scenario: by_name(dataset)["undefended", scenario]["diffence"]["draws"] for scenario in ("1", "3")}
+    assert all(drawn["1"][side] > drawn["3"][side] for side in ("members", "non_members"))
+
+
+def test_what_eager_and_lazy_save() -> None:
+    """In float32 half of the work, more than that for one image alone; bfloat16 saves further time."""
+    made = json.loads((ROOT / "results" / "benchmark_reconstruction.json").read_text())
+    assert made["unet_evaluations"]["released"] == 2 * made["unet_evaluations"]["eager"]
+    runs = {(run["precision"], run["batch"]): run for run in made["runs"]}
+    assert runs["float32", 1]["released_over_eager"] > 2 > runs["float32", 10]["released_over_eager"]
+    for batch in (1, 10):
+        for way in ("eager", "lazy"):
+            assert runs["bfloat16", batch][f"{way}_cpu_s"] < runs["float32", batch][f"{way}_cpu_s"]

@@ -14,8 +14,8 @@ from common.config import Data, Train
 from common.defenses import relaxloss
 from common.errors import UserError
 from common.run import Run
-from common.targets import load_target, options_of, settings_of, target_classifier
-from common.training import Objective, fit, predict
+from common.training.loop import Objective, fit, predict
+from common.training.targets import load_target, options_of, settings_of, target_classifier
 
 CPU = torch.device("cpu")
 DATA = Data(members=48, reference=8, non_members=32, fit=4, known=4, scored=4)

@@ -1,6 +1,7 @@
 """Attackers who ask about an image many times, beside closed forms; and the command that measures them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import pytest
 from conftest import Call, refusal, tiny_run
 from scipy.stats import binom, norm, poisson
 
-import common.attack_diffence
-from common.attack_diffence import Chunk
-from common.attacks.repeat import Answers, Asked, averaged, features, gap, learned, nearby, once
+import common.experiments.repeated_queries
+from common.attacks.repeated_queries import Answers, Repeated, averaged, features, gap, learned, nearby, once
 from common.commands import attack_diffence
 from common.errors import UserError
-from common.metrics import auc, best_threshold
+from common.metrics.privacy import auc, best_threshold
+from common.pair import Pair
 
 IMAGES = 4000
 SAMPLING = 4 * np.sqrt((2 * IMAGES + 1) / 12) / IMAGES  # of an AUC without leakage; others vary less
@@ -25,15 +26,20 @@ def answers(phi: np.ndarray) -> Answers:
     return Answers(np.stack([phi, np.zeros_like(phi)], axis=2), np.zeros(len(phi), np.int64), np.ones(phi.shape, np.int64))
 
 
-def noisy(centres: list[float], between: float, within: float, m: int) -> Asked:
+def four(parts: Sequence[Answers]) -> Repeated:
+    """Answers about scored members and non-members, then about known ones."""
+    return Repeated(Pair(*parts[:2]), Pair(*parts[2:]))
+
+
+def noisy(centres: list[float], between: float, within: float, m: int) -> Repeated:
     """phi of an image ~ N(centre, between^2), of an answer about it N(that, within^2)."""
     random = np.random.default_rng(0)
     parts = [random.normal(c, between, (IMAGES, 1)) + random.normal(0, within, (IMAGES, m)) for c in centres * 2]
-    return Asked(*map(answers, parts))
+    return four([*map(answers, parts)])
 
 
 def reach(scores: Any) -> float:
-    return auc(scores.members, scores.non_members)
+    return auc(*scores.scored)
 
 
 # Oracles
@@ -50,13 +56,14 @@ def test_averaging_has_the_auc_of_less_noise(within: float, m: int) -> None:
 
 def test_the_same_answer_m_times_is_one_answer() -> None:
     single = noisy([3, 2], 1.0, 1.0, 1)
-    repeated = Asked(
-        *(Answers(part.logits.repeat(16, axis=1), part.labels, part.drawn.repeat(16, axis=1)) for part in vars(single).values())
-    )
+
+    def sixteen(side: Answers) -> Answers:
+        return Answers(side.logits.repeat(16, axis=1), side.labels, side.drawn.repeat(16, axis=1))
+
+    repeated = Repeated(single.scored.map(sixteen), single.known.map(sixteen))
     one, mean = once(single), averaged(repeated)
-    for side, scores in vars(one).items():
-        if side.endswith("members"):
-            np.testing.assert_array_equal(getattr(mean, side), scores)
+    for a, b in zip((*one.scored, *one.known), (*mean.scored, *mean.known), strict=True):
+        np.testing.assert_array_equal(a, b)
     assert reach(learned(repeated, (2.0, 3.0))) == reach(learned(single, (2.0, 3.0)))
 
 
@@ -72,7 +79,7 @@ def test_who_knows_the_interval_counts_answers_in_it(m: int, known: float) -> No
         inside = random.random((IMAGES, m)) < chance
         outside = random.uniform(1, 2, (IMAGES, m)) * random.choice([-1, 1], (IMAGES, m))
         parts.append(answers(-20 + np.where(inside, random.uniform(-1, 1, (IMAGES, m)), outside)))
-    asked, counts = Asked(*parts), np.arange(m + 1)
+    asked, counts = four(parts), np.arange(m + 1)
     p, q = (binom.pmf(counts, m, chance) for chance in (0.9, 0.6))
     best = float(((counts[:, None] > counts) * np.outer(p, q)).sum() + (p * q).sum() / 2)
     found = learned(asked, (19.0, 21.0))
@@ -80,7 +87,7 @@ def test_who_knows_the_interval_counts_answers_in_it(m: int, known: float) -> No
     assert reach(found) == pytest.approx(best, abs=0.01)
     assert reach(averaged(asked)) == pytest.approx(0.5, abs=SAMPLING)
     assert reach(learned(asked, (0.0, 1.0))) < best - 0.05  # the spread of phi alone tells less
-    threshold, _ = best_threshold(found.known_members, found.known_non_members)
+    threshold, _ = best_threshold(*found.known)
     assert threshold == pytest.approx(0, abs=1.5)  # log-odds
 
 
@@ -91,7 +98,7 @@ def test_who_takes_the_time_counts_candidates(m: int) -> None:
     for mean in (3.0, 4.0, 3.0, 4.0):
         said = answers(random.normal(0, 1, (IMAGES, m)))
         parts.append(Answers(said.logits, said.labels, random.poisson(mean, (IMAGES, m))))
-    asked = Asked(*parts)
+    asked = four(parts)
     counts = np.arange(60 * m)
     p, q = (poisson.pmf(counts, m * mean) for mean in (3.0, 4.0))
     best = float(((counts[:, None] < counts) * np.outer(p, q)).sum() + (p * q).sum() / 2)  # of the sum, which is sufficient
@@ -107,28 +114,28 @@ def test_null(interval: tuple[float, float] | None) -> None:
         assert reach(scores) == pytest.approx(0.5, abs=SAMPLING)
 
 
-def test_dealt_out_answers_say_nothing_of_membership() -> None:
+def test_shuffled_answers_say_nothing_of_membership() -> None:
     """Where the sides never overlap, the null still finds nothing, and keeps every image with its label, scored or known."""
     asked = noisy([30, -30], 1.0, 1.0, 4)
-    null = asked.dealt_out(0)
+    null = asked.shuffled(0)
     assert reach(averaged(asked)) == 1
     for scores in (averaged(null), learned(null, None), gap(null)):
         assert reach(scores) == pytest.approx(0.5, abs=SAMPLING)
-    for pair in (("members", "non_members"), ("known_members", "known_non_members")):
-        before, after = (np.concatenate([getattr(made, side).logits for side in pair]) for made in (asked, null))
+    for pairs in ((asked.scored, null.scored), (asked.known, null.known)):
+        before, after = (np.concatenate([side.logits for side in pair]) for pair in pairs)
         np.testing.assert_array_equal(np.sort(before, axis=None), np.sort(after, axis=None))
         assert (before != after).any()
-    assert (asked.dealt_out(1).members.logits != null.members.logits).any()
+    assert (asked.shuffled(1).scored.members.logits != null.scored.members.logits).any()
 
 
-def test_dealt_out_answers_keep_their_labels_and_numbers() -> None:
+def test_shuffled_answers_keep_their_labels_and_numbers() -> None:
     def numbered(start: int) -> Answers:
         numbers = np.arange(start, start + 5)
         logits = np.stack([numbers, 0.0 * numbers], axis=1)[:, None].repeat(2, axis=1)
         return Answers(logits, numbers % 2, numbers[:, None] + np.arange(2))
 
-    null = Asked(*(numbered(10 * part) for part in range(4))).dealt_out(0)
-    for part in vars(null).values():
+    null = four([numbered(10 * part) for part in range(4)]).shuffled(0)
+    for part in (*null.scored, *null.known):
         np.testing.assert_array_equal(part.labels, part.logits[:, 0, 0] % 2)
         np.testing.assert_array_equal(part.drawn, part.logits[:, :1, 0] + np.arange(2))
 
@@ -190,13 +197,13 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: py
         chunk.unlink()
     chunks[4].write_bytes(chunks[4].read_bytes()[:200])  # torn
     asked: list[Any] = []
-    ask = common.attack_diffence._ask_chunk
+    ask = common.experiments.repeated_queries._ask_chunk
 
     def counted(*given: Any) -> Any:
         asked.append(given)
         return ask(*given)
 
-    monkeypatch.setattr(common.attack_diffence, "_ask_chunk", counted)
+    monkeypatch.setattr(common.experiments.repeated_queries, "_ask_chunk", counted)
     answer = call(attack_diffence, copied_drawn, *options)
     assert answer.code == 0, answer.err
     assert len(asked) == 12
@@ -230,13 +237,13 @@ def test_members_and_non_members_keep_their_sides(
 ) -> None:
     """A service that is sure of members' labels and of no others': every attacker but the null finds all of them."""
 
-    def planted(service: Any, examples: Any, side: str, places: range, m: int, progress: Any) -> Chunk:
+    def planted(service: Any, examples: Any, side: str, places: range, m: int, progress: Any) -> dict[str, np.ndarray]:
         size, labels = len(places), examples.labels[places.start : places.stop].numpy()
         logits = np.random.default_rng(places.start).normal(0, 0.1, (2, size, m, 10)).astype(np.float32)
         logits[:, np.arange(size), :, labels] += 5.0 if side == "members" else -5.0
-        return Chunk(logits, np.ones((2, size, m), np.int64), np.ones(2))
+        return {"logits": logits, "drawn": np.ones((2, size, m), np.int64), "cpu": np.ones(2)}
 
-    monkeypatch.setattr(common.attack_diffence, "_ask_chunk", planted)
+    monkeypatch.setattr(common.experiments.repeated_queries, "_ask_chunk", planted)
     options = ("--profile", tiny, "--device", "cpu", "--defense", "undefended", "--m", 3, "--count", 30, "--scenario", 1)
     assert call(attack_diffence, copied_drawn, *options).code == 0
     path = tiny_run(copied_drawn, tiny).results_dir("clean") / "attack_diffence-undefended-m3-30images.json"

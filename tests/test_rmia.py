@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from common import metrics
 from common.attacks.lira import Bools
 from common.attacks.rmia import rmia
 from common.errors import UserError
-from common.metrics import Floats
+from common.metrics import privacy as metrics
+from common.metrics.privacy import Floats
 
 Arrays = tuple[Floats, Floats, Bools, Floats, Floats]
 

@@ -7,9 +7,10 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 
-from common.diffence.select import ORIGINAL, SCENARIOS, FitPoints, Selector, average, fit_selector, interval_divergences
+from common.diffence.select import ORIGINAL, SCENARIOS, CandidateLogits, Selector, average, fit_selector, interval_divergences
 from common.errors import UserError
-from common.metrics import auc, phi
+from common.metrics.privacy import auc, phi
+from common.pair import Pair
 
 CLASSES = 4
 
@@ -21,17 +22,17 @@ def logits(values: np.ndarray | list | float, label: int = 0) -> np.ndarray:
     return made
 
 
-def points(seed: int, inputs: int, n: int, level: float, lost: float = 0.3) -> FitPoints:
+def points(seed: int, inputs: int, n: int, level: float, lost: float = 0.3) -> CandidateLogits:
     """Random candidates around a level of an input's own, a share of which loses the label; original phi = level + 4."""
     rng = np.random.default_rng(seed)
     values = np.exp(0.3 * rng.normal(size=(inputs, n)) + np.log(level) + 0.3 * rng.normal(size=(inputs, 1)))
     candidates = logits(values)
     candidates[rng.random((inputs, n)) < lost] = logits(3.0, label=1)
     candidates[:2] = logits(3.0, label=1)  # two inputs always fall back
-    return FitPoints(candidates, logits(level + 4 + rng.normal(size=inputs)))
+    return CandidateLogits(logits(level + 4 + rng.normal(size=inputs)), candidates)
 
 
-GARBAGE = FitPoints(np.full((2, 3, CLASSES), np.nan), np.full((2, CLASSES), np.nan))
+GARBAGE = CandidateLogits(np.full((2, CLASSES), np.nan), np.full((2, 3, CLASSES), np.nan))
 
 
 # What is chosen
@@ -102,21 +103,21 @@ def test_scenario_2_is_min_and_mean_of_members_alone() -> None:
     members = points(0, 30, 5, 2.0)
     kept = [phi(members.candidates[i, j]) for i in range(30) for j in range(5) if members.candidates[i, j].argmax() == 0]
     assert 50 < len(kept) < 120
-    selector = fit_selector("2", members, GARBAGE)
+    selector = fit_selector("2", Pair(members, GARBAGE))
     assert (selector.scenario, selector.low) == ("2", min(kept))
     assert selector.high == pytest.approx(np.mean(kept), abs=1e-12)
 
 
 @pytest.mark.parametrize("scenario", ["3", "average"])
 def test_no_membership_is_used_without_an_interval(scenario: str) -> None:
-    assert fit_selector(scenario, GARBAGE, GARBAGE) == Selector(scenario, -np.inf, np.inf)
-    assert fit_selector(scenario, points(0, 20, 4, 2), points(1, 20, 4, 5)) == Selector(scenario)
+    assert fit_selector(scenario, Pair(GARBAGE, GARBAGE)) == Selector(scenario, -np.inf, np.inf)
+    assert fit_selector(scenario, Pair(points(0, 20, 4, 2), points(1, 20, 4, 5))) == Selector(scenario)
 
 
 # Scenario 1
 
 
-def plain_search(members: FitPoints, others: FitPoints, ends: np.ndarray, bins: int) -> tuple[list, np.ndarray]:
+def plain_search(members: CandidateLogits, others: CandidateLogits, ends: np.ndarray, bins: int) -> tuple[list, np.ndarray]:
     """Every interval through Selector.release, histograms by numpy, Jensen-Shannon by scipy."""
     pairs = [(a, b) for i, a in enumerate(ends) for b in ends[i + 1 :]]
     released = [[phi(Selector("1", a, b).release(s.candidates, s.original)) for s in (members, others)] for a, b in pairs]
@@ -130,14 +131,14 @@ def plain_search(members: FitPoints, others: FitPoints, ends: np.ndarray, bins: 
 )
 def test_the_search_is_that_over_all_intervals(seed: int, levels: tuple[float, float], grid: int, bins: int) -> None:
     members, others = points(seed, 80, 6, levels[0]), points(seed + 100, 60, 6, levels[1])
-    low, high = phi(members.candidates)[members.kept].min(), phi(others.candidates)[others.kept].max()
+    low, high = phi(members.candidates)[members.keeps_label].min(), phi(others.candidates)[others.keeps_label].max()
     assert low < high
     ends = np.linspace(low, high, grid + 1)
     pairs, expected = plain_search(members, others, ends, bins)
     assert len(pairs) == grid * (grid + 1) // 2
-    np.testing.assert_allclose(interval_divergences(members, others, ends, bins), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(interval_divergences(Pair(members, others), ends, bins), expected, rtol=0, atol=1e-9)
     assert np.ptp(expected) > 0.02
-    selector = fit_selector("1", members, others, grid, bins)
+    selector = fit_selector("1", Pair(members, others), grid, bins)
     assert (selector.scenario, selector.low, selector.high) == ("1", *pairs[int(expected.argmin())])
 
 
@@ -145,33 +146,34 @@ def test_candidates_on_the_ends_of_intervals_are_inside_both() -> None:
     """phi in powers of two, ends that hit them: every interval is closed, as it is when a prediction is released."""
     rng = np.random.default_rng(0)
     members, others = (
-        FitPoints(logits(2.0 ** rng.integers(0, 6, (60, 3))), logits(rng.integers(40, 60, 60))) for _ in range(2)
+        CandidateLogits(candidates=logits(2.0 ** rng.integers(0, 6, (60, 3))), original=logits(rng.integers(40, 60, 60)))
+        for _ in range(2)
     )
     ends = np.unique(phi(members.candidates))[[1, 3, 4]]
     expected = plain_search(members, others, ends, 40)[1]
-    np.testing.assert_allclose(interval_divergences(members, others, ends, 40), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(interval_divergences(Pair(members, others), ends, 40), expected, rtol=0, atol=1e-9)
 
 
 def test_members_above_all_non_members() -> None:
     members, others = points(0, 40, 5, 40.0), points(1, 40, 5, 2.0)
-    low, high = phi(others.candidates)[others.kept].max(), phi(members.candidates)[members.kept].min()
+    low, high = phi(others.candidates)[others.keeps_label].max(), phi(members.candidates)[members.keeps_label].min()
     assert low < high
-    selector = fit_selector("1", members, others)
+    selector = fit_selector("1", Pair(members, others))
     assert low <= selector.low < selector.high <= high
     pairs, expected = plain_search(members, others, np.linspace(low, high, 21), 100)
     assert (selector.low, selector.high) == pairs[int(expected.argmin())]
 
 
 def test_one_and_the_same_phi_everywhere() -> None:
-    same = FitPoints(logits(np.full((4, 3), 2.0)), logits(np.full(4, 5.0)))
-    selector = fit_selector("1", same, same)
+    same = CandidateLogits(logits(np.full(4, 5.0)), logits(np.full((4, 3), 2.0)))
+    selector = fit_selector("1", Pair(same, same))
     assert selector.choose(same.candidates, np.zeros(4, int)).tolist() == [0, 0, 0, 0]
 
 
 def test_the_search_takes_milliseconds() -> None:
     members, others = points(0, 1000, 30, 3.0), points(1, 1000, 30, 3.0)
     started = time.process_time()
-    fit_selector("1", members, others)
+    fit_selector("1", Pair(members, others))
     assert time.process_time() - started < 0.5
 
 
@@ -180,7 +182,7 @@ def test_scenario_1_hides_planted_membership_on_fresh_points() -> None:
     fresh = points(2, 1000, 20, 3.0), points(3, 1000, 20, 2.0)
     leaks = {}
     for scenario in ("1", "3"):
-        selector = fit_selector(scenario, members, others)
+        selector = fit_selector(scenario, Pair(members, others))
         leaks[scenario] = abs(auc(*(phi(selector.release(side.candidates, side.original)) for side in fresh)) - 0.5)
     leaks["none"] = abs(auc(*(phi(side.original) for side in fresh)) - 0.5)
     assert leaks["1"] < leaks["3"] - 0.1
@@ -191,14 +193,14 @@ def test_scenario_1_hides_planted_membership_on_fresh_points() -> None:
 
 
 def test_refuses_sides_without_any_label_keeping_candidate() -> None:
-    good, lost = points(0, 10, 3, 2.0), FitPoints(logits(np.ones((10, 3)), label=1), logits(np.ones(10)))
+    good, lost = points(0, 10, 3, 2.0), CandidateLogits(logits(np.ones(10)), logits(np.ones((10, 3)), label=1))
     for scenario, members, others, who in (
         ("1", lost, good, "members"),
         ("1", good, lost, "non-members"),
         ("2", lost, good, ""),
     ):
         with pytest.raises(UserError, match=f"no reconstruction of the defender's {who}.*diffence.t"):
-            fit_selector(scenario, members, others)
+            fit_selector(scenario, Pair(members, others))
 
 
 def test_refuses_an_unknown_scenario() -> None:

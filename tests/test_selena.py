@@ -10,7 +10,7 @@ from torch import nn
 from common.config import Train
 from common.data.partition import Examples
 from common.defenses import selena
-from common.metrics import auc
+from common.metrics.privacy import auc
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,8 @@ from common.config import Data
 from common.defenses import selena
 from common.errors import UserError
 from common.run import Run
-from common.targets import load_target, options_of, settings_of, target_classifier
-from common.training import Objective, predict
+from common.training.loop import Objective, predict
+from common.training.targets import load_target, options_of, settings_of, target_classifier
 
 CPU = torch.device("cpu")
 DATA = Data(members=40, reference=8, non_members=24, fit=4, known=4, scored=4)

@@ -11,23 +11,24 @@ import torch
 from conftest import Call, defense_run, random_split, refusal, tiny_run
 from scipy.special import logit
 
-from common import shadow_attacks
-from common.attacks.contract import Scores, dealt_out
+from common.attacks.contract import Scores, shuffled_scores
 from common.attacks.shadow import SHADOW_ATTACKS, ShadowOutputs
 from common.attacks.shadow import shadow_attacks as attacks_on
 from common.commands import evaluate_mia, train_shadows
 from common.config import Attack, Data
-from common.data.partition import Examples, Split, load_split, pools
+from common.data.partition import Examples, Split, evaluation_pools, load_split
 from common.defenses import DEFENSES
 from common.diffence.candidates import StoredCandidates, draw_all, query_ids, shards
 from common.diffence.reconstruct import DiffusionReconstructor
 from common.diffence.select import Selector
-from common.metrics import Floats, phi
-from common.outputs import collect
+from common.experiments import shadow_scores as shadow_attacks
+from common.experiments.collect import collect
+from common.experiments.shadow_models import train_shadow
+from common.experiments.shadow_scores import Questions, answers
+from common.metrics.privacy import Floats, phi
+from common.pair import Pair
 from common.run import Run
-from common.shadow_attacks import answers
-from common.shadows import train_shadow
-from common.targets import load_target, target_classifier
+from common.training.targets import load_target, target_classifier
 
 
 def test_stored_candidates_are_those_that_were_drawn(copied_drawn: Path, tiny: Path) -> None:
@@ -51,19 +52,19 @@ def test_the_target_is_asked_as_the_other_attacks_ask_it(copied_drawn: Path, tin
     split, asked = load_split(run), np.arange(40, 90)
     sides = collect(run, "undefended", "clean", load_target(run, "undefended", "clean", target_classifier(run)), split)
     for selector in (None, Selector("3"), Selector("1", 0.5, 1.0)):
-        got = answers(run, "undefended", "clean", split, selector, asked, False, StoredCandidates(run))
+        got = answers(run, "undefended", "clean", Questions(split, asked, selector, StoredCandidates(run)), False)
         logits = [
             side.original[asked] if selector is None else selector.release(side.candidates, side.original)[asked]
-            for side in (sides["members"], sides["non_members"])
+            for side in sides
         ]
-        labels = [side.labels[asked] for side in (sides["members"], sides["non_members"])]
+        labels = [side.labels[asked] for side in sides]
         np.testing.assert_allclose(got, np.concatenate([phi(z, y) for z, y in zip(logits, labels, strict=True)]), atol=1e-3)
 
 
 def test_an_evaluation_with_shadow_models(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--defense", "undefended", "--profile", tiny)
     with monkeypatch.context() as patched:
-        patched.setattr("common.evaluate.attack_all", None)  # a missing model is named before any attack is trained
+        patched.setattr("common.experiments.evaluate.attack", None)  # a missing model is named before any attack is trained
         missing = refusal(call(evaluate_mia, copied_drawn, *options, "--scenario", "3", "--shadows", 4))
     assert "train_shadows.py --defense undefended --index 0" in missing
     assert call(train_shadows, copied_drawn, *options, "--count", 4).code == 0
@@ -92,11 +93,12 @@ def test_an_evaluation_with_shadow_models(copied_drawn: Path, tiny: Path, call: 
 
 
 def test_the_null_keeps_scores_and_forgets_membership() -> None:
-    scores = Scores(np.arange(100.0), np.arange(100.0) - 200, np.arange(50.0), np.arange(50.0) - 100)
-    null = dealt_out(scores, 0)
-    assert sorted([*null.members, *null.non_members]) == sorted([*scores.members, *scores.non_members])
-    assert sorted([*null.known_members, *null.known_non_members]) == sorted([*scores.known_members, *scores.known_non_members])
-    assert 30 < (null.members < 0).sum() < 70
+    scores = Scores(Pair(np.arange(100.0), np.arange(100.0) - 200), Pair(np.arange(50.0), np.arange(50.0) - 100))
+    null = shuffled_scores(scores, 0)
+    for before, after in ((scores.scored, null.scored), (scores.known, null.known)):
+        assert sorted(np.concatenate([*after])) == sorted(np.concatenate([*before]))
+        assert list(after.map(len)) == list(before.map(len))
+    assert 30 < (null.scored.members < 0).sum() < 70
 
 
 # scores worked out by hand
@@ -115,7 +117,7 @@ def planted_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
     3. Of both pairs one model was trained on an image and one was not: IN phi are 3 and 1, OUT phi 1 and -1.
     """
     data = Data(members=24, reference=0, non_members=30, fit=6, known=8, scored=10)
-    run, split, places = defense_run(tmp_path, "undefended", data, {}), random_split(data), pools(data, "clean")
+    run, split, pools = defense_run(tmp_path, "undefended", data, {}), random_split(data), evaluation_pools(data, "clean")
     run = replace(run, config=replace(run.config, attack=Attack(shadows=4, rmia_gamma=1.0)))
     trained: list[list[bytes]] = []
 
@@ -131,31 +133,31 @@ def planted_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
     def planted(run: Run, *arguments: Any) -> Floats:
         if run.shadow is None:
             return targets
-        model, asked = run.shadow[0], torch.from_numpy(arguments[4])
+        model, asked = run.shadow[0], torch.from_numpy(arguments[2].index)
         images = names(split.members.take(asked)) + names(split.non_members.take(asked))
         return np.array([2.0 * (image in trained[model]) + (1 if model < 2 else -1) for image in images])
 
     monkeypatch.setattr(shadow_attacks, "answers", planted)
-    found = shadow_attacks.shadow_scores(run, "undefended", "clean", split, places, None)
+    found = shadow_attacks.shadow_scores(run, "undefended", "clean", split, pools, None)
     known, scored = slice(8), slice(8, 18)  # of the 18 points of a side that are asked about
-    return found, Scores(targets[:18][scored], targets[18:][scored], targets[:18][known], targets[18:][known])
+    sides = Pair(targets[:18], targets[18:])
+    return found, Scores(sides.map(lambda side: side[scored]), sides.map(lambda side: side[known]))
 
 
 def test_lira_takes_every_image_for_in_where_the_model_was_trained_on_it(planted_scores: tuple[dict, Scores]) -> None:
     """log N(x; 2, 1) - log N(x; 0, 1) = 2x - 2, for members and non-members alike, scored and known."""
     scores, target = planted_scores[0]["lira-online"], planted_scores[1]
-    np.testing.assert_allclose(scores.members, 2 * target.members - 2)
-    np.testing.assert_allclose(scores.non_members, 2 * target.non_members - 2)
-    np.testing.assert_allclose(scores.known_members, 2 * target.known_members - 2)
-    np.testing.assert_allclose(scores.known_non_members, 2 * target.known_non_members - 2)
+    for found, phi_of_target in ((scores.scored, target.scored), (scores.known, target.known)):
+        for side, points in zip(found, phi_of_target, strict=True):
+            np.testing.assert_allclose(side, 2 * points - 2)
 
 
 def test_rmia_compares_with_the_known_non_members(planted_scores: tuple[dict, Scores]) -> None:
     """P_out is 1/2 everywhere: at gamma 1 a score is the share of known non-members of which the target is less sure."""
     scores, target = planted_scores[0]["rmia-offline"], planted_scores[1]
-    for found, points in ((scores.members, target.members), (scores.non_members, target.non_members)):
-        np.testing.assert_array_equal(found, (points[:, None] > target.known_non_members).mean(axis=1))
-    assert len(np.unique([scores.members, scores.non_members])) > 3
+    for found, points in zip(scores.scored, target.scored, strict=True):
+        np.testing.assert_array_equal(found, (points[:, None] > target.known.non_members).mean(axis=1))
+    assert len(np.unique([*scores.scored])) > 3
 
 
 def outputs_of(target: list[float], shadow: list[list[float]], keep: list[list[bool]]) -> ShadowOutputs:
@@ -166,7 +168,7 @@ def outputs_of(target: list[float], shadow: list[list[float]], keep: list[list[b
 
 def score_of_the_first(name: str, outputs: ShadowOutputs, options: Attack) -> float:
     first, others = np.array([0]), np.arange(1, len(outputs.labels))
-    return float(attacks_on(outputs, (first, others, first, others), options)[name].members[0])
+    return float(attacks_on(outputs, Pair(first, others), Pair(first, others), options)[name].scored.members[0])
 
 
 def test_models_that_trained_on_a_population_point_are_no_out_models_of_it() -> None:

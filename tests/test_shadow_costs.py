@@ -11,7 +11,7 @@ from conftest import halves
 
 from common.attacks.lira import lira
 from common.attacks.rmia import rmia
-from common.metrics import Floats
+from common.metrics.privacy import Floats
 
 MODELS = 64
 

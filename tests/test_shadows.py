@@ -13,13 +13,13 @@ from common.data.partition import Examples, Split, load_split
 from common.defenses import DEFENSES
 from common.diffence.candidates import candidate_settings, candidates_dir
 from common.errors import UserError
+from common.experiments.shadow_models import in_mask, shadow_pool, shadow_run, train_shadow
 from common.run import Run
-from common.shadows import kept, pool, shadow_run, train_shadow
-from common.targets import settings_of
+from common.training.targets import settings_of
 
 
 def test_each_image_is_in_exactly_half_of_them_and_each_model_has_half_of_the_images() -> None:
-    keep = np.stack([kept(index, 100, 0) for index in range(16)])
+    keep = np.stack([in_mask(index, 100, 0) for index in range(16)])
     assert (keep.sum(0) == 8).all()
     assert (keep.sum(1) == 50).all()
     assert len({row.tobytes() for row in keep}) == 16
@@ -29,9 +29,9 @@ def test_each_image_is_in_exactly_half_of_them_and_each_model_has_half_of_the_im
 
 
 def test_the_draw_depends_on_the_seed_and_the_number_alone() -> None:
-    assert (kept(3, 100, 7) == kept(3, 100, 7)).all()
-    assert (kept(3, 100, 7) != kept(3, 100, 8)).any()
-    assert (kept(2, 100, 7) != kept(4, 100, 7)).any()
+    assert (in_mask(3, 100, 7) == in_mask(3, 100, 7)).all()
+    assert (in_mask(3, 100, 7) != in_mask(3, 100, 8)).any()
+    assert (in_mask(2, 100, 7) != in_mask(4, 100, 7)).any()
 
 
 def numbered(first: int, count: int) -> Examples:
@@ -40,11 +40,11 @@ def numbered(first: int, count: int) -> Examples:
 
 
 def test_the_pool_holds_members_then_non_members_then_reference() -> None:
-    labels = pool(Split(numbered(0, 10), numbered(100, 20), numbered(200, 4))).labels.tolist()
+    labels = shadow_pool(Split(numbered(0, 10), numbered(100, 20), numbered(200, 4))).labels.tolist()
     assert labels == [*range(10), *range(200, 204), *range(100, 106)]
-    assert len(pool(Split(numbered(0, 10), numbered(100, 0), numbered(200, 99)))) == 20
+    assert len(shadow_pool(Split(numbered(0, 10), numbered(100, 0), numbered(200, 99)))) == 20
     with pytest.raises(UserError, match=r"raise data\.reference"):
-        pool(Split(numbered(0, 10), numbered(100, 5), numbered(200, 4)))
+        shadow_pool(Split(numbered(0, 10), numbered(100, 5), numbered(200, 4)))
 
 
 def test_a_shadow_model_shares_candidates_and_nothing_else(drawn: Path, tiny: Path) -> None:
@@ -93,9 +93,9 @@ def test_it_trains_on_its_own_half_of_the_pool(copied: Path, tiny: Path, monkeyp
     monkeypatch.setitem(DEFENSES, "advreg", replace(DEFENSES["advreg"], train=record))
     for index in range(4):
         train_shadow(run, split, "advreg", index)
-    images = pool(split)
+    images = shadow_pool(split)
     for index, own in enumerate(given):
-        inside = torch.from_numpy(kept(index, len(images), run.seed))
+        inside = torch.from_numpy(in_mask(index, len(images), run.seed))
         assert len(own.members) == len(split.members) == int(inside.sum())
         assert torch.equal(own.members.images, images.images[inside]) and torch.equal(own.members.labels, images.labels[inside])
         assert torch.equal(own.reference.images, images.images[~inside])

@@ -11,7 +11,7 @@ from common.commands import evaluate_mia
 from common.defenses import DEFENSES, with_options
 from common.diffence.reconstruct import DiffusionReconstructor
 from common.files import save_checkpoint
-from common.targets import model_path, settings_of
+from common.training.targets import model_path, settings_of
 
 OPTIONS = ["defenses.memguard.steps=2", "attack.nn_epochs=1"]
 

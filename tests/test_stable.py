@@ -16,8 +16,8 @@ from common.diffence.protect import ProtectedClassifier
 from common.diffence.reconstruct import DiffusionReconstructor
 from common.diffence.select import Selector
 from common.errors import UserError
-from common.files import image_keys
-from common.metrics import phi
+from common.metrics.privacy import phi
+from common.seeds import image_keys
 
 N = 4
 SELECTORS = [Selector("1", 0.5, 2.0), Selector("3"), Selector("average")]

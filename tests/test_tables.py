@@ -1,4 +1,4 @@
-"""README's tables come from the committed rows by common.tables, beside the paper's, and as means where there are seeds."""
+"""README's tables come from the committed rows by common.report, beside the paper's, and as means where there are seeds."""
 
 import json
 import shutil
@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import pages, report, tables
 from common.attacks import ATTACKS, Scores
 from common.attacks.shadow import SHADOW_ATTACKS
 from common.config import Attack, Config
 from common.errors import UserError
-from common.measure import measure
+from common.pair import Pair
+from common.report import collect, pages
+from common.report import rows as report
+from common.report.measure import measure
 
 ROOT = Path(__file__).parents[1]
 
 
 def row_of(defense: str = "undefended", scenario: str | None = None, seed: int = 0, accuracy: float = 0.5) -> dict[str, Any]:
     """A row whose attacks have AUC .75 (seed 0) or .875 (seed 1) and whose null has .5, with the rest made up."""
-    scored = [np.array([1.0 + seed, 3.0]), np.array([0.0, 2.0])]
-    scores, null = Scores(*scored, *scored), Scores(*[np.array([0.0, 1.0])] * 4)
+    points, chance = Pair(np.array([1.0 + seed, 3.0]), np.array([0.0, 2.0])), Pair(*[np.array([0.0, 1.0])] * 2)
+    scores, null = Scores(points, points), Scores(chance, chance)
     facts = {
         "scenario": scenario,
         "no_match": {"members": 7, "non_members": 23},
@@ -32,6 +34,7 @@ def row_of(defense: str = "undefended", scenario: str | None = None, seed: int =
         "t": 160,
     }
     return {
+        "kind": "evaluation",
         "dataset": "cifar10",
         "profile": "small",
         "protocol": "clean",
@@ -74,9 +77,9 @@ def write_rows(root: Path, *rows: dict[str, Any]) -> None:
 
 
 def test_readme_is_what_the_rows_say() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert tables.fill(readme, ROOT) == readme, "run: python -m common.tables"
-    assert (ROOT / "results" / "README.md").read_text() == pages.results_page(ROOT), "run: python -m common.tables"
+    for path, text in pages.fill_pages(ROOT).items():
+        assert path.read_text() == text, "run: python -m common.report"
+    assert (ROOT / "results" / "README.md").read_text() == pages.results_page(ROOT), "run: python -m common.report"
 
 
 # what a table says of a row
@@ -123,11 +126,10 @@ def test_warnings_stand_once_under_the_tables_and_in_the_text() -> None:
 
 
 def test_changed_rows_change_the_readme(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
     write_rows(tmp_path, row_of())
-    before = tables.fill(readme, tmp_path)
+    before = pages.headline_table(tmp_path)
     write_rows(tmp_path, row_of() | {"gap_floor": 0.123456})
-    after = tables.fill(readme, tmp_path)
+    after = pages.headline_table(tmp_path)
     assert "| 0.123 " in after
     assert before.replace("0.750", "0.123").count("0.123") == after.replace("0.750", "0.123").count("0.123")
     assert after != before
@@ -196,7 +198,7 @@ def test_rows_of_several_seeds_become_a_mean_and_a_deviation(tmp_path: Path) -> 
 def test_the_order_is_the_papers_and_other_experiments_stay_out(tmp_path: Path) -> None:
     write_rows(tmp_path, *(row_of(name) for name in ("zebra", "advreg", "selena", "undefended")), row_of("selena", "2"))
     (tmp_path / "results" / "cifar10" / "small-clean-seed0" / "attack_diffence-hamp.json").write_text('{"runs": []}')
-    (rows,) = pages.measured(tmp_path).values()
+    (rows,) = pages.load_rows(tmp_path).values()
     assert [report.result_name(row) for row in rows] == [
         "undefended",
         "selena",
@@ -207,7 +209,7 @@ def test_the_order_is_the_papers_and_other_experiments_stay_out(tmp_path: Path) 
 
 
 def test_label_only_rows_get_a_table_of_their_own(tmp_path: Path) -> None:
-    row = row_of()
+    row = row_of() | {"kind": "label_only"}
     del row["best"]
     row["attacks"] = dict.fromkeys(("correctness", "boundary"), row["attacks"]["loss"])
     row["null"] = {"attacks": dict.fromkeys(row["attacks"], row["null"]["attacks"]["loss"])}
@@ -218,7 +220,7 @@ def test_label_only_rows_get_a_table_of_their_own(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "cifar10" / "small-clean-seed0"
     folder.mkdir(parents=True)
     (folder / "label_only-undefended.json").write_text(json.dumps(row))
-    assert pages.measured(tmp_path) == {}
+    assert pages.load_rows(tmp_path) == {}
     (text,) = pages.experiments(tmp_path)
     assert text.startswith(
         "**label-only attacks: cifar10, small, clean, seed0, undefended**: scored 2 + 2; commit 0123456789ab."
@@ -229,15 +231,15 @@ def test_label_only_rows_get_a_table_of_their_own(tmp_path: Path) -> None:
 
 
 def test_rows_from_uncommitted_code_and_lost_markers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(collect, "ROOT", tmp_path)
     made = tmp_path / "cifar10" / "evaluate_MIAs" / "results"
     made.mkdir(parents=True)
     (made / "undefended.json").write_text(json.dumps(row_of() | {"commit": "0123456789ab+changes"}))
     with pytest.raises(UserError, match="uncommitted"):
-        tables.collect("cifar10")
+        collect.collect("cifar10")
     (made / "undefended.json").write_text(json.dumps(row_of()))
     (made / "undefended_reliability.png").write_bytes(b"a picture")
-    (copied,) = tables.collect("cifar10")
+    (copied,) = collect.collect("cifar10")
     assert copied.is_file() and (copied.parent / "undefended_reliability.png").read_bytes() == b"a picture"
-    with pytest.raises(UserError, match="markers"):
-        tables.fill("no markers", tmp_path)
+    with pytest.raises(UserError, match=r"page\.md lacks its marks"):
+        pages.fill("no marks", "tables", "a table", "page.md")

@@ -16,11 +16,12 @@ import torch
 from conftest import random_examples, run_script, same, script_environment, write_profile
 from torch import nn
 
-from common import files, training
+from common import files
 from common.config import Train
 from common.data.partition import Examples
 from common.models import build_classifier
-from common.training import Objective, fit
+from common.training import loop as training
+from common.training.loop import Objective, fit
 
 CPU = torch.device("cpu")
 EPOCHS = 4
@@ -181,7 +182,7 @@ def test_the_first_epoch_that_is_best_on_the_test_set_is_kept(tmp_path: Path, mo
 
 def test_without_a_test_set_only_the_last_epoch_is_kept(tmp_path: Path) -> None:
     fit(plain(), tmp_path / "model.pt", SETTINGS, 3, "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.log.csv", "model.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.log.csv", "model.pt"]
 
 
 def test_the_log_has_a_line_an_epoch(uninterrupted: Path) -> None:
@@ -209,7 +210,7 @@ def test_a_finished_model_is_not_trained_again(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("asked", [False, True])
 @pytest.mark.parametrize("native", [False, True])
 def test_bfloat16_is_used_where_it_is_asked_for_and_native(monkeypatch: pytest.MonkeyPatch, asked: bool, native: bool) -> None:
-    monkeypatch.setattr("common.training.native_bf16", lambda device: native)
+    monkeypatch.setattr("common.training.loop.native_bf16", lambda device: native)
     torch.manual_seed(0)
     model = build_classifier("resnet18", 10, 4, 1, mean=(0.5,) * 3, std=(0.25,) * 3)
     objective = Objective(model, MEMBERS, Train(bf16=asked), CPU)

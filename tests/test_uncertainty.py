@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, norm
 
-from common import audit, metrics
 from common.attacks import Scores
+from common.audit import audit
 from common.errors import UserError
-from common.uncertainty import clopper_pearson, delong_interval, mean_and_sd
+from common.metrics import privacy as metrics
+from common.metrics.intervals import clopper_pearson, delong_interval, mean_and_sd
+from common.pair import Pair
 
 
 def gaussians(n: int, m: int, gap: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,18 +79,23 @@ def test_a_higher_level_is_a_wider_interval() -> None:
     assert delong_interval([2, 3], [0, 1], 0.995)[0] == pytest.approx(math.sqrt(0.0025))
 
 
+def four(points: np.ndarray) -> Scores:
+    """Scored members and non-members, then known ones: [4, n]."""
+    return Scores(Pair(*points[:2]), Pair(*points[2:]))
+
+
 def test_the_verdict_allows_for_the_choice_of_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of audits of nothing at most about 5% may say "leak", though each reports the best of nine attacks; .05 + 2 sd here."""
-    monkeypatch.setattr(audit, "report_of", lambda points, *_: {"auc": metrics.auc(points.members, points.non_members)})
+    monkeypatch.setattr(audit, "report_of", lambda scores, *_: {"auc": metrics.auc(*scores.scored)})
     rng = np.random.default_rng(0)
     leaks = alone = 0
     for _ in range(300):
         shared = rng.normal(size=(4, 40))
-        scores = {str(i): Scores(*(shared + rng.normal(size=(4, 40)))) for i in range(8)} | {"correctness": Scores(*shared)}
+        scores = {str(i): four(shared + rng.normal(size=(4, 40))) for i in range(8)} | {"correctness": four(shared)}
         row = audit.measure(scores, scores, 0.1)
         best = scores[row["best"]]
         leaks += row["best_interval"][0] > 0.5
-        alone += delong_interval(best.members, best.non_members)[0] > 0.5
+        alone += delong_interval(*best.scored)[0] > 0.5
     assert leaks <= 300 * 0.05 + 2 * math.sqrt(300 * 0.05 * 0.95) < alone
 
 

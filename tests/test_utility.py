@@ -11,15 +11,19 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from common import calibration, evaluate, figures, measure, metrics
-from common.attacks import ATTACKS, Outputs, Scores
+from common.attacks import ATTACKS, Outputs, Scores, suite
 from common.config import Attack, Config, Data, Diffence
-from common.data.partition import Pools, pools
-from common.diffence.candidates import SIDES
+from common.data.partition import Pools, evaluation_pools
+from common.defenses import DefendedModel
 from common.errors import UserError
-from common.evaluate import Released
-from common.metrics import Floats
-from common.outputs import Side
+from common.experiments import evaluate
+from common.experiments.collect import LabelledLogits
+from common.experiments.evaluate import DefendedOutputs
+from common.metrics import calibration
+from common.metrics import privacy as metrics
+from common.metrics.privacy import Floats
+from common.pair import Pair
+from common.report import figures, measure
 from common.run import Run
 
 CLASSES = 10
@@ -115,17 +119,13 @@ def test_phi_of_a_model_that_answers_with_labels_alone_is_drawn_without_a_warnin
     hard = np.eye(CLASSES) * 9
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.draw_phi(tmp_path / "phi.png", "", {"": (hard, hard)})
+        figures.draw_phi(tmp_path / "phi.png", "", {"": Pair(hard, hard)})
     assert (tmp_path / "phi.png").stat().st_size > 5_000
 
 
 def test_utility_counts_changed_labels_on_each_side() -> None:
-    originals = {side: np.eye(4)[[0, 1, 2, 3]] for side in SIDES}
-    shown = {
-        "members": Outputs(np.eye(4)[[0, 1, 2, 0]], np.arange(4)),
-        "non_members": Outputs(np.eye(4), np.array([0, 0, 0, 3])),
-    }
-    worth = measure.utility(shown, originals)
+    released = Pair(Outputs(np.eye(4)[[0, 1, 2, 0]], np.arange(4)), Outputs(np.eye(4), np.array([0, 0, 0, 3])))
+    worth = measure.utility(released, Pair(np.eye(4), np.eye(4)))
     assert worth["label_agreement"] == {"members": 0.75, "non_members": 1.0}
     assert worth["accuracy"] == 0.5
     assert worth["ece"] == pytest.approx(abs(0.5 - math.e / (math.e + 3)))
@@ -135,9 +135,10 @@ def test_utility_counts_changed_labels_on_each_side() -> None:
 # a row's numbers
 
 
-def scores_of(members: list[float], non_members: list[float], **more: object) -> Scores:
-    sides = [np.array(side, dtype=float) for side in (members, non_members)]
-    return Scores(*sides, *sides, **more)  # type: ignore[arg-type]
+def scores_of(members: list[float], non_members: list[float], labels: Pair[np.ndarray] | None = None) -> Scores:
+    """The same points are scored and known."""
+    points = Pair(np.array(members, dtype=float), np.array(non_members, dtype=float))
+    return Scores(points, points, labels, labels)
 
 
 def every(scores: Scores, **others: Scores) -> dict[str, Scores]:
@@ -157,44 +158,42 @@ def test_best_is_of_the_papers_five() -> None:
 
 def test_thresholds_per_class_are_an_option() -> None:
     """Class 0 separates at 10 and class 1 at 1: no single threshold does that."""
-    labels = [np.array([0, 1])] * 4
-    scores = every(scores_of([10, 1], [9, 0], labels=labels))
+    labels = Pair(np.array([0, 1]), np.array([0, 1]))
+    scores = every(scores_of([10, 1], [9, 0], labels))
     plain, asked = (measure.measure(scores, scores, "clean", Attack(per_class=on))["best"] for on in (False, True))
     assert "accuracy_per_class" not in plain
     assert (asked["accuracy"], asked["accuracy_per_class"]) == (0.75, 1.0)
 
 
 def test_every_attack_says_the_labels_of_its_scores() -> None:
-    found = evaluate.attack_all(run_of(), *planted(), "clean")
-    for scores in found.values():
-        assert scores.labels is not None
-        parts = (scores.members, scores.non_members, scores.known_members, scores.known_non_members)
-        assert [len(labels) for labels in scores.labels] == [len(part) for part in parts]
-    assert (found["nn"].labels or [])[2].shape == (8,)  # the held-out fifth of the known points
+    by_name = evaluate.attack(run_of(), clean_pools(), planted(), "clean")
+    for scores in by_name.values():
+        assert scores.scored_labels is not None and scores.known_labels is not None
+        assert list(scores.scored_labels.map(len)) == list(scores.scored.map(len))
+        assert list(scores.known_labels.map(len)) == list(scores.known.map(len))
+    assert len(by_name["nn"].known.members) == 8  # the held-out fifth of the known points
 
 
 # the interval of a scenario
 
 
-def answers_with_phi(values: list[list[float]]) -> Side:
+def logits_with_phi(values: list[list[float]]) -> LabelledLogits:
     """Two classes, of which the first is predicted: phi of candidate j of image i is `values[i][j]`."""
     phi = np.array(values)
     candidates = np.stack([phi, np.zeros_like(phi)], axis=-1)
-    return Side(candidates[:, 0], candidates, np.zeros(len(phi), dtype=np.int64))
+    return LabelledLogits(candidates[:, 0], candidates, np.zeros(len(phi), dtype=np.int64))
 
 
 @pytest.mark.parametrize(("scenario", "interval"), [("2", [1, 3]), ("1", [1, 9])])
 def test_the_interval_is_fitted_on_the_defenders_points_and_no_others(scenario: str, interval: list[float]) -> None:
     """Scenario 2: [min, mean] of the members' 1, 2, 3 and 6. Scenario 1 on a grid of 1: [min of members, max of others]."""
-    places = Pools(fit=range(2), known=range(2, 4), scored=range(4, 6))
+    pools = Pools(fit=range(2), known=range(2, 4), scored=range(4, 6))
     known_and_scored = [[100.0, 200.0], [0.1, 50.0], [300.0, 0.2], [0.3, 400.0]]
-    sides = {
-        "members": answers_with_phi([[1.0, 2.0], [3.0, 6.0], *known_and_scored]),
-        "non_members": answers_with_phi([[4.0, 9.0], [5.0, 2.0], *known_and_scored]),
-    }
+    fit = Pair([[1.0, 2.0], [3.0, 6.0]], [[4.0, 9.0], [5.0, 2.0]])
+    collected = fit.map(lambda points: logits_with_phi([*points, *known_and_scored]))
     run = run_of()
     run = replace(run, config=replace(run.config, diffence=Diffence(grid=1)))
-    selector = evaluate.release(run, sides, places, scenario).selector
+    selector = evaluate.defend(run, DefendedModel(torch.nn.Identity(), None), collected, pools, scenario).selector
     assert selector is not None
     assert [selector.low, selector.high] == pytest.approx(interval)
 
@@ -202,11 +201,9 @@ def test_the_interval_is_fitted_on_the_defenders_points_and_no_others(scenario: 
 # the null
 
 
-def planted() -> tuple[dict[str, Side], Pools, Released]:
-    """200 a side, of which the members give themselves away entirely."""
-    answers = [predictions(200, mean, seed) for mean, seed in ((30, 0), (-30, 1))]
-    sides = {side: Side(one.logits, np.empty(0), one.labels) for side, one in zip(SIDES, answers, strict=True)}
-    return sides, pools(run_of().config.data, "clean"), Released(None, *(one.logits for one in answers))
+def planted() -> DefendedOutputs:
+    """200 points a side, of which the members give themselves away entirely."""
+    return DefendedOutputs(None, Pair(predictions(200, 30, seed=0), predictions(200, -30, seed=1)))
 
 
 def run_of(seed: int = 0) -> Run:
@@ -214,50 +211,49 @@ def run_of(seed: int = 0) -> Run:
     return Run(Path("synthetic"), "small", Config(data=data, attack=Attack(nn_epochs=20)), seed, torch.device("cpu"))
 
 
+def clean_pools() -> Pools:
+    return evaluation_pools(run_of().config.data, "clean")
+
+
+def null_of(attack: str, defense: str = "undefended", seed: int = 0, protocol: str = "clean") -> Scores:
+    """The scores of an attack on the planted outputs, under shuffled membership."""
+    pools = evaluation_pools(run_of().config.data, protocol)
+    return evaluate.attack_null(run_of(seed), defense, pools, planted(), protocol)[attack]
+
+
 def test_nothing_is_left_of_a_perfect_attack_under_shuffled_membership(monkeypatch: pytest.MonkeyPatch) -> None:
     """AUC 1 becomes .5 on average, with the deviation sqrt((2n + 1) / 12) / n of a rank sum: .0346 at n = 140."""
-    monkeypatch.setattr(evaluate, "ATTACKS", {"loss": ATTACKS["loss"]})
-    real = evaluate.attack_all(run_of(), *planted(), "clean")["loss"]
-    assert metrics.auc(real.members, real.non_members) == 1.0
-    null = [evaluate.null_scores(run_of(seed), "undefended", *planted(), "clean")["loss"] for seed in range(100)]
-    aucs = [metrics.auc(one.members, one.non_members) for one in null]
+    monkeypatch.setattr(suite, "ATTACKS", {"loss": ATTACKS["loss"]})
+    real = evaluate.attack(run_of(), clean_pools(), planted(), "clean")["loss"]
+    assert metrics.auc(*real.scored) == 1.0
+    aucs = [metrics.auc(*null_of("loss", seed=seed).scored) for seed in range(100)]
     assert np.mean(aucs) == pytest.approx(0.5, abs=3 * 0.0346 / 10)
     assert np.std(aucs) == pytest.approx(0.0346, rel=0.25)
 
 
 def test_the_nn_attack_trains_on_shuffled_membership() -> None:
     """Its own held-out known points, which true membership would tell apart perfectly, are then no better than chance."""
-    scores = evaluate.null_scores(run_of(), "undefended", *planted(), "clean")["nn"]
-    real = evaluate.attack_all(run_of(), *planted(), "clean")["nn"]
-    assert metrics.auc(real.known_members, real.known_non_members) == 1.0
-    assert metrics.auc(scores.known_members, scores.known_non_members) < 0.95
-    assert abs(metrics.auc(scores.members, scores.non_members) - 0.5) < 5 * 0.0346
+    null = null_of("nn")
+    real = evaluate.attack(run_of(), clean_pools(), planted(), "clean")["nn"]
+    assert metrics.auc(*real.known) == 1.0
+    assert metrics.auc(*null.known) < 0.95
+    assert abs(metrics.auc(*null.scored) - 0.5) < 5 * 0.0346
 
 
 def test_every_point_plays_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is lost or doubled, the defender's points stay out, and a released known point keeps its role when scored."""
-    monkeypatch.setattr(evaluate, "ATTACKS", {"loss": ATTACKS["loss"]})
-    sides, places, shown = planted()
-    scores = evaluate.null_scores(run_of(), "undefended", sides, places, shown, "clean")["loss"]
-    parts = (scores.members, scores.non_members, scores.known_members, scores.known_non_members)
-    used = slice(20, 200)
-    true = [
-        -Outputs(one, sides[side].labels).loss[used]
-        for side, one in zip(SIDES, (shown.members, shown.non_members), strict=True)
-    ]
-    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.sort(np.concatenate(true)))
-
-    released = pools(run_of().config.data, "released")
-    scores = evaluate.null_scores(run_of(), "undefended", sides, released, shown, "released")["loss"]
-    np.testing.assert_array_equal(scores.members[:40], scores.known_members)
-    np.testing.assert_array_equal(scores.non_members[:40], scores.known_non_members)
+    monkeypatch.setattr(suite, "ATTACKS", {"loss": ATTACKS["loss"]})
+    null = null_of("loss")
+    known_and_scored = [-side.loss[20:200] for side in planted().outputs]
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate([*null.scored, *null.known])), np.sort(np.concatenate(known_and_scored))
+    )
+    null = null_of("loss", protocol="released")
+    np.testing.assert_array_equal(null.scored.members[:40], null.known.members)
+    np.testing.assert_array_equal(null.scored.non_members[:40], null.known.non_members)
 
 
 def test_the_shuffle_is_the_rows_own_and_repeats() -> None:
-    sides, places, shown = planted()
-    first, again, other = (
-        evaluate.null_scores(run_of(), defense, sides, places, shown, "clean")["loss"].members
-        for defense in ("undefended", "undefended", "hamp")
-    )
+    first, again, other = (null_of("loss", name).scored.members for name in ("undefended", "undefended", "hamp"))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)

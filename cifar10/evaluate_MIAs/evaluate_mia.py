@@ -1,4 +1,4 @@
-"""What evaluate_mia.sh runs. All logic is in common/evaluate.py."""
+"""What evaluate_mia.sh runs. All logic is in common/experiments/evaluate.py."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every attack on a defense (--defense NAME), without and with Diffence. All logic is in common/evaluate.py. See --help.
+# Every attack on a defense (--defense NAME), without and with Diffence. All logic is in common/experiments/evaluate.py. See --help.
 set -euo pipefail
 folder="$(cd "$(dirname "$0")/.." && pwd)"
 source "$folder/../environment.sh"

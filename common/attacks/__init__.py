@@ -1,32 +1,33 @@
-"""Every attack behind one contract (paper Section IV-A): known points and scored points in, `Scores` out.
+"""The attacks by name, behind one contract (paper Section IV-A): known points and scored points in, `Scores` out.
 
-An attack of your own: write a function of the type `Attack` and add it to `ATTACKS`; one that needs only `Outputs` goes
-into `METRIC_ATTACKS`. Metrics are computed from `Scores` by `common.metrics`, never by an attack.
+To add an attack, write a function of the type `Attack` and add it to `ATTACKS`. An attack that thresholds one number computed
+from `Outputs` goes into `METRIC_ATTACKS`. An attack returns scores; `common.metrics` alone computes metrics from them.
 """
 
 from collections.abc import Callable
+from operator import attrgetter
 
-from common.attacks.contract import Known, Outputs, Scores
+from common.attacks.contract import Outputs, Scores
 from common.attacks.metric import METRIC_ATTACKS, MetricAttack
 from common.attacks.nn import NNOptions, nn_attack
+from common.pair import Pair
 
-__all__ = ["ATTACKS", "METRIC_ATTACKS", "TRAINED", "Attack", "Known", "NNOptions", "Outputs", "Scores"]
+__all__ = ["ATTACKS", "METRIC_ATTACKS", "TRAINED", "Attack", "NNOptions", "Outputs", "Scores"]
 
-# (known points, scored members, scored non-members, NN options, seed) -> scores, higher = more likely a member
-Attack = Callable[[Known, Outputs, Outputs, NNOptions, int], Scores]
+# (known points, scored points, options of the NN attack, seed) -> scores, higher = more likely a member
+Attack = Callable[[Pair[Outputs], Pair[Outputs], NNOptions, int], Scores]
 
 
 def threshold_attack(score: MetricAttack) -> Attack:
-    """The attack that scores every point with `score`; options and seed have no effect on it."""
+    """The attack that scores every point with `score`. Options and seed have no effect on it."""
 
-    def attack(known: Known, members: Outputs, non_members: Outputs, options: NNOptions, seed: int) -> Scores:
-        sides = (members, non_members, known.members, known.non_members)
-        return Scores(*map(score, sides), labels=[side.labels for side in sides])
+    def attack(known: Pair[Outputs], scored: Pair[Outputs], options: NNOptions, seed: int) -> Scores:
+        return Scores(scored.map(score), known.map(score), scored.map(attrgetter("labels")), known.map(attrgetter("labels")))
 
     return attack
 
 
 ATTACKS: dict[str, Attack] = {"nn": nn_attack, **{name: threshold_attack(f) for name, f in METRIC_ATTACKS.items()}}
 
-# Attacks that learn from the known points: never score those points with them.
+# Attacks that train on the known points. They must not score those points.
 TRAINED = frozenset({"nn"})

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from common.config import require
 from common.diffence.protect import check_images
 from common.errors import UserError
-from common.files import derive_seed
-from common.metrics import Floats
+from common.metrics.privacy import Floats
+from common.seeds import derive_seed
 
 NOISE_STARTS = 100  # uniform noise images, offered to the search as places to start from
 ASKED_AT_ONCE = 500  # images a call of the model

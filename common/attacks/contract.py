@@ -3,8 +3,7 @@
 An attack reads the released outputs of labelled images, after every defense, and nothing of the model's inside.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from common.errors import UserError
-from common.metrics import Floats, Ints, phi
+from common.metrics.privacy import Floats, Ints, phi
+from common.pair import Pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,38 +65,32 @@ class Outputs:
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """The attacker's own points, whose membership it knows (paper Section II-B, "Partial Knowledge of Membership")."""
-
-    members: Outputs
-    non_members: Outputs
-
-
-@dataclass(frozen=True, eq=False)
 class Scores:
-    """One score a point, higher = more likely a member.
+    """One score for each point, higher = more likely a member: float64 vectors.
 
-    `members` [n] and `non_members` [m] are the points whose membership is guessed. `known_members` and
-    `known_non_members` are the attacker's points on which it may fit a threshold. `labels` are the true classes of the
-    four, in their order: where they are given, thresholds can be fitted per class.
+    `scored` are the points whose membership is guessed. `known` are the attacker's points, on which it may fit a threshold. The
+    true classes of both are needed only where a threshold is fitted for each class.
     """
 
-    members: Floats
-    non_members: Floats
-    known_members: Floats
-    known_non_members: Floats
-    labels: Sequence[Ints] | None = field(default=None, kw_only=True)
+    scored: Pair[Floats]
+    known: Pair[Floats]
+    scored_labels: Pair[Ints] | None = None
+    known_labels: Pair[Ints] | None = None
 
 
-def redealt(members: NDArray[Any], non_members: NDArray[Any], order: Ints) -> list[NDArray[Any]]:
-    """Both sides' rows, [n, ..] and [m, ..], pooled, members first, and dealt out again in `order` [n + m]: a null."""
-    return np.split(np.concatenate([members, non_members])[order], [len(members)])
+def shuffle_membership(pair: Pair[NDArray[Any]], order: Ints) -> Pair[NDArray[Any]]:
+    """Shuffle the rows of members [n, ..] and non-members [m, ..] across both sides.
+
+    `order` [n + m] is a permutation of all rows, those of the members first. The first n rows of the result are the new
+    members. Nothing that is computed from the result can depend on membership: it is a null.
+    """
+    return Pair(*np.split(np.concatenate([*pair])[order], [len(pair.members)]))
 
 
-def dealt_out(scores: Scores, seed: int) -> Scores:
-    """The null of an attack that never looked at the target's members: membership shuffled among its known and its scored
-    points. Labels are left out.
+def shuffled_scores(scores: Scores, seed: int) -> Scores:
+    """The null of an attack that never looked at the target's members: its scores, with membership shuffled.
+
+    The known points and the scored points are shuffled apart. Labels are left out.
     """
     rng = np.random.default_rng(seed)
-    pairs = (scores.members, scores.non_members), (scores.known_members, scores.known_non_members)
-    return Scores(*(side for pair in pairs for side in redealt(*pair, rng.permutation(sum(map(len, pair))))))
+    return Scores(*(shuffle_membership(pair, rng.permutation(sum(map(len, pair)))) for pair in (scores.scored, scores.known)))

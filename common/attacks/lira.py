@@ -1,7 +1,7 @@
 """LiRA, the likelihood ratio attack (Carlini et al., S&P 2022; paper Section IV-A), as functions of arrays.
 
 M shadow models, n points, A >= 1 views (augmented queries) of each point. `target_phi` float64 [A, n] and `shadow_phi`
-float64 [M, A, n] hold `common.metrics.phi(logits, labels)` of the true label under the target and under every shadow model;
+float64 [M, A, n] hold phi of the true label (`common.metrics.privacy.phi`) under the target and under every shadow model.
 `keep` bool [M, n] says which shadow model trained on which point. The target is never among its own shadow models.
 """
 
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
 from common.errors import UserError, check_name
-from common.metrics import Floats
+from common.metrics.privacy import Floats
 
 Bools = NDArray[np.bool_]
 Variance = Literal["example", "global", "auto"]

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from common.attacks.contract import Outputs
-from common.metrics import Floats, phi
+from common.metrics.privacy import Floats, phi
 
 MetricAttack = Callable[[Outputs], Floats]
 

@@ -10,6 +10,7 @@ trained on the attacker's known points. Three differences from the released code
 import copy
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from common.attacks.contract import Known, Outputs, Scores
+from common.attacks.contract import Outputs, Scores
 from common.errors import UserError, check_name
-from common.metrics import Floats, auc
+from common.metrics.privacy import Floats, auc
+from common.pair import Pair
 
 SelectOn = Literal["known", "scored"]
 FEWEST_KNOWN = 10
@@ -70,27 +72,31 @@ class AttackNet(nn.Module):
         return self.head(torch.cat(towers, dim=1)).squeeze(1)
 
 
-def nn_attack(known: Known, members: Outputs, non_members: Outputs, options: NNOptions, seed: int) -> Scores:
-    """Train on the known points, which must not be among the scored ones, and score the others with P(member), 0..1.
+def nn_attack(known: Pair[Outputs], scored: Pair[Outputs], options: NNOptions, seed: int) -> Scores:
+    """Train on the known points and score the others with P(member), 0..1. No known point may be among the scored ones.
 
     With `select_on="known"` the known scores returned are those of the held-out part. With "scored" they are those of
-    the training points, on which no threshold should be fitted. Deterministic in `seed`; the global generator is left
-    alone. Raises UserError for fewer than 10 known points of a kind, or for different numbers of classes.
+    the training points, on which no threshold should be fitted. The result depends on `seed`, not on the global generator.
+    Raises UserError for fewer than 10 known points of a kind, and for different numbers of classes.
     """
-    _check(known, members, non_members)
+    _check(known, scored)
     generator = torch.Generator().manual_seed(seed)
     if options.select_on == "known":
         train, judge = split_known(known, options.nn_held_out, generator)
         fitted_on = judge
     else:
-        train, judge = known, Known(members, non_members)
+        train, judge = known, scored
         fitted_on = known
     net = train_attack_net(train, judge, options, generator)
-    sides = (members, non_members, fitted_on.members, fitted_on.non_members)
-    return Scores(*(predict(net, features_of(side, options.device)) for side in sides), labels=[side.labels for side in sides])
+
+    def score(outputs: Outputs) -> Floats:
+        return predict(net, features_of(outputs, options.device))
+
+    labels = attrgetter("labels")
+    return Scores(scored.map(score), fitted_on.map(score), scored.map(labels), fitted_on.map(labels))
 
 
-def split_known(known: Known, held_out: float, generator: torch.Generator) -> tuple[Known, Known]:
+def split_known(known: Pair[Outputs], held_out: float, generator: torch.Generator) -> tuple[Pair[Outputs], Pair[Outputs]]:
     """A random split of each kind of known point: (training part, held-out part), at least one point in each."""
 
     def split(outputs: Outputs) -> tuple[Outputs, Outputs]:
@@ -98,11 +104,11 @@ def split_known(known: Known, held_out: float, generator: torch.Generator) -> tu
         cut = min(max(round(held_out * len(outputs)), 1), len(outputs) - 1)
         return outputs.take(order[cut:]), outputs.take(order[:cut])
 
-    (member_train, member_held), (other_train, other_held) = split(known.members), split(known.non_members)
-    return Known(member_train, other_train), Known(member_held, other_held)
+    parts = known.map(split)
+    return parts.map(lambda part: part[0]), parts.map(lambda part: part[1])
 
 
-def train_attack_net(train: Known, judge: Known, options: NNOptions, generator: torch.Generator) -> AttackNet:
+def train_attack_net(train: Pair[Outputs], judge: Pair[Outputs], options: NNOptions, generator: torch.Generator) -> AttackNet:
     """Train on `train` and return the network of the epoch with the best AUC on `judge`.
 
     Every epoch is judged; with `select_on="scored"` every fifth, as released, and the last.
@@ -110,20 +116,19 @@ def train_attack_net(train: Known, judge: Known, options: NNOptions, generator: 
     net = AttackNet(train.members.classes, generator).to(options.device)
     optimizer = torch.optim.Adam(net.parameters(), lr=options.nn_lr, fused=True)
     halfway = torch.optim.lr_scheduler.StepLR(optimizer, step_size=(options.nn_epochs + 1) // 2, gamma=0.1)
-    points = [features_of(side, options.device) for side in (train.members, train.non_members)]
-    judged = [features_of(side, options.device) for side in (judge.members, judge.non_members)]
+    points, judged = (pair.map(lambda side: features_of(side, options.device)) for pair in (train, judge))
     every = 1 if options.select_on == "known" else RELEASED_EVERY
-    best, kept = -1.0, net.state_dict()  # any AUC beats -1: `kept` becomes a copy at the first look
+    best, weights = -1.0, net.state_dict()  # any AUC beats -1: `weights` becomes a copy at the first look
     for epoch in range(1, options.nn_epochs + 1):
         rows = [_shuffled(len(side), max(map(len, points)), generator).to(options.device) for side in points]
         for members, non_members in zip(*(order.split(options.nn_batch_size) for order in rows), strict=True):
-            training_step(net, optimizer, points[0][members], points[1][non_members])
+            training_step(net, optimizer, points.members[members], points.non_members[non_members])
         halfway.step()
         if epoch % every == 0 or epoch == options.nn_epochs:
             score = auc(*(predict(net, side) for side in judged))
             if score > best:
-                best, kept = score, copy.deepcopy(net.state_dict())
-    net.load_state_dict(kept)
+                best, weights = score, copy.deepcopy(net.state_dict())
+    net.load_state_dict(weights)
     return net
 
 
@@ -161,11 +166,10 @@ def _shuffled(points: int, length: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.randperm(points, generator=generator) for _ in range(rounds)])[:length]
 
 
-def _check(known: Known, members: Outputs, non_members: Outputs) -> None:
-    counts = len(known.members), len(known.non_members)
-    if min(counts) < FEWEST_KNOWN:
+def _check(known: Pair[Outputs], scored: Pair[Outputs]) -> None:
+    if min(map(len, known)) < FEWEST_KNOWN:
         least = f"{FEWEST_KNOWN} known members and {FEWEST_KNOWN} known non-members"
-        raise UserError(f"the NN attack needs at least {least}, not {counts[0]} and {counts[1]}.")
-    classes = {side.classes for side in (known.members, known.non_members, members, non_members)}
+        raise UserError(f"the NN attack needs at least {least}, not {len(known.members)} and {len(known.non_members)}.")
+    classes = {side.classes for side in (*known, *scored)}
     if len(classes) > 1:
         raise UserError(f"known and scored points must have the same classes, not {sorted(classes)} of them.")

@@ -13,7 +13,7 @@ from scipy.special import log_expit, logsumexp
 
 from common.attacks.lira import Bools, checked_shadows
 from common.errors import UserError
-from common.metrics import Floats
+from common.metrics.privacy import Floats
 
 
 def rmia(

@@ -1,13 +1,14 @@
 """LiRA and RMIA behind one contract: what shadow models answer about the points in, `Scores` of every attack out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from common.attacks.contract import Scores
 from common.attacks.lira import Bools, checked_shadows, lira
 from common.attacks.rmia import rmia
 from common.config import Attack
-from common.metrics import Floats, Ints
+from common.metrics.privacy import Floats, Ints
+from common.pair import Pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,24 +65,27 @@ SHADOW_ATTACKS = {
 
 def possible(keep: Bools) -> list[str]:
     """The attacks that shadow models trained on `keep` [M, n] allow."""
-    found = []
+    names = []
     for name, attack in SHADOW_ATTACKS.items():
         sides = (keep, ~keep) if attack.online else (~keep,)
         if all(side.any(axis=0).all() and side.sum(axis=0).max() >= 1 + attack.spread for side in sides):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
-def shadow_attacks(outputs: ShadowOutputs, parts: Sequence[Ints], options: Attack) -> dict[str, Scores]:
-    """Scores of every attack that is `possible`. Raises UserError where a point has no OUT model, as none is then.
+def shadow_attacks(outputs: ShadowOutputs, known: Pair[Ints], scored: Pair[Ints], options: Attack) -> dict[str, Scores]:
+    """Scores of every attack that is `possible`, by name. `known` and `scored` are positions among the n points.
 
-    `parts`: positions of the scored members and non-members and of the attacker's known ones, in the order of `Scores`.
+    Raises UserError where a point has no OUT model, because then no attack is possible.
     """
     checked_shadows(outputs.target, outputs.shadow, outputs.keep, online=False)
-    labels = [outputs.labels[part] for part in parts]
-    chosen = {name: SHADOW_ATTACKS[name] for name in possible(outputs.keep)}
-    every = {name: attack.score(outputs, options, attack.online) for name, attack in chosen.items()}
-    return {name: Scores(*(points[part] for part in parts), labels=labels) for name, points in every.items()}
+    scores = {}
+    for name in possible(outputs.keep):
+        attack = SHADOW_ATTACKS[name]
+        points = attack.score(outputs, options, attack.online)
+        parts = [pair.map(lambda index, of=of: of[index]) for of in (points, outputs.labels) for pair in (scored, known)]
+        scores[name] = Scores(*parts)
+    return scores
 
 
 def population_warnings(attacks: Iterable[str], population: int, fpr: float) -> list[str]:

@@ -14,8 +14,10 @@ import torch
 from common.config import PROTOCOLS, Data
 from common.data import DATASETS
 from common.errors import UserError
-from common.files import atomic_write, derive_seed, read_json, refuse_other_config, sha256, write_json
+from common.files import atomic_write, read_json, refuse_other_config, sha256, write_json
+from common.pair import Pair
 from common.run import Run
+from common.seeds import derive_seed
 
 PARTS = ("members", "reference", "non_members")
 
@@ -49,6 +51,11 @@ class Split:
     reference: Examples
     non_members: Examples
 
+    @property
+    def evaluated(self) -> Pair[Examples]:
+        """The two parts whose membership is attacked."""
+        return Pair(self.members, self.non_members)
+
 
 @dataclass(frozen=True)
 class Pools:
@@ -68,7 +75,7 @@ class Pools:
         return range(max(self.fit.stop, self.known.stop, self.scored.stop))
 
 
-def pools(data: Data, protocol: str) -> Pools:
+def evaluation_pools(data: Data, protocol: str) -> Pools:
     """The evaluation pools of a protocol; the parts are in random order already, so ranges are random draws."""
     if protocol == "clean":
         known = range(data.fit, data.fit + data.known)
@@ -116,7 +123,7 @@ def write_partition(run: Run, root: Path) -> dict[str, int]:
         "counts": counts,
         "sha256": digests,
         "pools": {
-            protocol: {name: [places.start, places.stop] for name, places in vars(pools(data, protocol)).items()}
+            protocol: {name: [pool.start, pool.stop] for name, pool in vars(evaluation_pools(data, protocol)).items()}
             for protocol in PROTOCOLS
         },
         "index": {part: index[part].tolist() for part in PARTS},

@@ -1,4 +1,4 @@
-"""The defenses by name. One of your own is a file with `train(run, split)` and one line here (README shows an example)."""
+"""The defenses by name. To add one, write a file with `train(run, split)` and one line here (docs/extend.md has an example)."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +12,7 @@ from common.data.partition import Split
 from common.defenses import advreg, dpsgd, hamp, memguard, relaxloss, selena, undefended
 from common.errors import check_name
 from common.run import Run
-from common.targets import options_of, target_classifier
+from common.training.targets import PostInference, load_target, options_of, target_classifier
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,20 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class Defense:
-    """`train(run, split)` writes the checkpoint and returns the classifier; `build(run)` is the module it loads into.
+    """How a defense is trained and loaded.
 
-    `options` is the dataclass of the config section `defenses.<name>`. A defense of several models may also train them as
-    separate jobs: `parts(run)` lists where each lies and under which settings, `train_part(run, split, i)` trains one.
+    train: writes the checkpoint and returns the classifier.
+    options: the dataclass of the config section `defenses.<name>`.
+    build: the module that the checkpoint is loaded into.
+    needs: the defenses whose classifiers must be trained before, by name.
+    parts, train_part: for a defense of several models that can be trained as separate jobs. `parts(run)` lists the path and the
+        settings of each, `train_part(run, split, i)` trains one.
     """
 
     train: Callable[[Run, Split], nn.Module]
     options: type = NoOptions
     build: Callable[[Run], nn.Module] = target_classifier
+    needs: tuple[str, ...] = ()
     parts: Callable[[Run], list[tuple[Path, dict[str, Any]]]] | None = None
     train_part: Callable[[Run, Split, int], nn.Module] | None = None
 
@@ -45,12 +50,26 @@ DEFENSES = {
     dpsgd.PRIVATE: Defense(
         partial(dpsgd.train, name=dpsgd.PRIVATE), dpsgd.PrivateOptions, partial(dpsgd.build, name=dpsgd.PRIVATE)
     ),
-    "memguard": Defense(memguard.train, memguard.Options, memguard.build),
+    "memguard": Defense(memguard.train, memguard.Options, memguard.build, needs=("undefended",)),
 }
 
 
+@dataclass(frozen=True)
+class DefendedModel:
+    """A trained defense, ready to answer: its classifier, and the post-inference defense behind it (None = there is none)."""
+
+    classifier: nn.Module  # images [B, 3, H, W] in [0, 1] -> logits [B, C]
+    post_inference: PostInference | None
+
+
+def load_defended_model(run: Run, defense: str, protocol: str) -> DefendedModel:
+    """Load a trained defense, with the weights that `protocol` evaluates. UserError says which command trains it."""
+    model = load_target(run, defense, protocol, DEFENSES[defense].build(run))
+    return DefendedModel(model.classifier, model) if isinstance(model, PostInference) else DefendedModel(model, None)
+
+
 def with_options(run: Run) -> Run:
-    """The run with every defense's section complete; a misspelt defense or option is refused before any work starts."""
+    """The run with the config section of every defense filled in. UserError for an unknown defense or option."""
     for name in run.config.defenses:
         check_name("defense in the config", name, DEFENSES)
     sections = {name: asdict(options_of(run, name, defense.options)) for name, defense in DEFENSES.items()}

@@ -22,10 +22,10 @@ from common.config import Train, require
 from common.data import DATASETS
 from common.data.partition import Examples, Split
 from common.errors import check_name
-from common.files import derive_seed
 from common.run import Run
-from common.targets import options_of, target_classifier, train_target
-from common.training import Objective, Stateful
+from common.seeds import derive_seed
+from common.training.loop import Objective, Stateful
+from common.training.targets import options_of, target_classifier, train_target
 
 Penalty = Literal["linear", "log_gain"]
 Schedule = Literal["released", "paper"]

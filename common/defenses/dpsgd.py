@@ -24,8 +24,8 @@ from common.config import Train, require
 from common.data.partition import Examples, Split
 from common.errors import UserError
 from common.run import Run
-from common.targets import options_of, target_classifier, train_target
-from common.training import Objective, Stateful
+from common.training.loop import Objective, Stateful
+from common.training.targets import options_of, target_classifier, train_target
 
 PRIVATE = "dpsgd-private"  # the same method under a budget that means something
 

@@ -18,11 +18,11 @@ from torch import nn
 from common.config import Train, require
 from common.data import DATASETS
 from common.data.partition import Examples, Split
-from common.files import derive_seed
 from common.models import Classifier
 from common.run import Run
-from common.targets import options_of, target_classifier, train_target
-from common.training import Objective
+from common.seeds import derive_seed
+from common.training.loop import Objective
+from common.training.targets import options_of, target_classifier, train_target
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from common.config import Data, Train, require
 from common.data import DATASETS
-from common.data.partition import PROTOCOLS, Examples, Split, pools
-from common.files import derive_seed, image_keys
+from common.data.partition import PROTOCOLS, Examples, Split, evaluation_pools
 from common.run import Run
-from common.targets import PostInference, load_target, model_path, options_of, settings_of, target_classifier
-from common.training import Objective, Stateful, fit, predict
+from common.seeds import derive_seed, image_keys
+from common.training.loop import Objective, Stateful, fit, predict
+from common.training.targets import PostInference, load_target, model_path, options_of, settings_of, target_classifier
 
 STEP = 0.1  # length of a step in logit space
 LABEL_WEIGHT = 10.0  # c2, against a change of label; c1, of g's guess, is 1
@@ -78,7 +78,7 @@ class MemGuard(PostInference):
         return self.release(self.classifier(images).float(), image_keys(images))
 
     def release(self, logits: Tensor, keys: Tensor) -> Tensor:
-        """Both phases on logits [n, C]; the same `keys` int64 [n] (`common.files.image_keys`) get the same draw of phase II.
+        """Both phases on logits [n, C]; the same `keys` int64 [n] (`common.seeds.image_keys`) get the same draw of phase II.
 
         Returns finite log-probabilities [n, C] of the logits' type and with their labels (argmax).
         """
@@ -179,7 +179,7 @@ def guard_members(data: Data) -> Tensor:
     """Positions of the members that the guard may train on: all that neither protocol scores. UserError if none."""
     free = torch.ones(data.members, dtype=torch.bool)
     for protocol in PROTOCOLS:
-        free[list(pools(data, protocol).scored)] = False
+        free[list(evaluation_pools(data, protocol).scored)] = False
     require(bool(free.any()), "memguard needs members that are not scored, to train its guard: raise data.members.")
     return free.nonzero().squeeze(1)
 

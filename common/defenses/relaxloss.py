@@ -18,8 +18,8 @@ from common.config import Train, require
 from common.data import DATASETS
 from common.data.partition import Examples, Split
 from common.run import Run
-from common.targets import options_of, target_classifier, train_target
-from common.training import Objective
+from common.training.loop import Objective
+from common.training.targets import options_of, target_classifier, train_target
 
 
 @dataclass(frozen=True)

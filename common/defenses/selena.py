@@ -20,10 +20,10 @@ from torch import nn
 from common.config import Train, require
 from common.data import DATASETS
 from common.data.partition import Examples, Split
-from common.files import derive_seed
 from common.run import Run
-from common.targets import load_target, model_path, options_of, settings_of, target_classifier, train_target
-from common.training import Objective, fit, predict
+from common.seeds import derive_seed
+from common.training.loop import Objective, fit, predict
+from common.training.targets import load_target, model_path, options_of, settings_of, target_classifier, train_target
 
 
 @dataclass(frozen=True)

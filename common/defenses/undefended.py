@@ -4,8 +4,8 @@ from torch import nn
 
 from common.data.partition import Split
 from common.run import Run
-from common.targets import target_classifier, train_target
-from common.training import Objective
+from common.training.loop import Objective
+from common.training.targets import target_classifier, train_target
 
 
 def train(run: Run, split: Split) -> nn.Module:

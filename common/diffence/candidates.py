@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.data.partition import Examples, Split, pools
+from common.data.partition import Examples, Split, evaluation_pools
 from common.diffence.ddpm import REMAKE, ddpm_settings, load_reconstructor, load_unet
 from common.diffence.reconstruct import DiffusionReconstructor, draw_candidates
 from common.errors import UserError
 from common.files import atomic_write, read_json, refuse_other_config, sha256, write_json
+from common.pair import SIDES
 from common.run import Run
 
 SHARD = 100
-SIDES = ("members", "non_members")
 MIRRORED = 1 << 40  # added to the query of a mirrored image: noise of its own, as for any other image
 
 
@@ -39,7 +39,7 @@ def query_ids(side: str, places: Iterable[int], mirrored: bool = False) -> torch
 
 def missing_shards(run: Run, protocol: str, mirrored: bool = False) -> list[tuple[str, int]]:
     """(side, first image) of every shard that an evaluation under `protocol` still needs."""
-    count = len(pools(run.config.data, protocol).used)
+    count = len(evaluation_pools(run.config.data, protocol).used)
     starts = [(side, start) for side in SIDES for start in range(0, count, SHARD)]
     return [place for place in starts if not _complete(run, *place, mirrored)]
 

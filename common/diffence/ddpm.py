@@ -21,9 +21,10 @@ from common.config import DDPM
 from common.data.partition import Examples, Split
 from common.diffence.reconstruct import DiffusionReconstructor, alpha_bars
 from common.errors import UserError
-from common.files import derive_seed, load_checkpoint, read_json, refuse_other_config, save_checkpoint, write_json
+from common.files import load_checkpoint, read_json, refuse_other_config, save_checkpoint, write_json
 from common.run import Run
-from common.training import autocast
+from common.seeds import derive_seed
+from common.training.loop import autocast
 
 REMAKE = "diff_defense/train_ddpm.py"
 

@@ -8,8 +8,8 @@ from common.diffence.ddpm import load_reconstructor
 from common.diffence.reconstruct import Reconstructor, draw_candidates
 from common.diffence.select import Selector
 from common.errors import UserError
-from common.files import derive_seed, image_keys
 from common.run import Run
+from common.seeds import derive_seed, image_keys
 
 
 class ProtectedClassifier(nn.Module):
@@ -25,7 +25,7 @@ class ProtectedClassifier(nn.Module):
     noise, one grey level in one pixel fresh noise. A service keeps its key secret: with it, noise is known beforehand.
 
     How many candidates an image took shows in the time of its answer, and members take other numbers than non-members
-    (common/attack_diffence.py measures it): a service whose time can be taken draws all at once, `draws` = `n`.
+    (common/experiments/repeated_queries.py measures it): a service whose time can be taken draws all at once, `draws` = `n`.
     """
 
     def __init__(

@@ -12,8 +12,8 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import nn
 
 from common.errors import UserError
-from common.files import derive_seed
-from common.training import autocast
+from common.seeds import derive_seed
+from common.training.loop import autocast
 
 
 class Reconstructor(Protocol):

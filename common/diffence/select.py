@@ -12,7 +12,8 @@ import numpy as np
 
 from common.config import SCENARIOS
 from common.errors import UserError, check_name
-from common.metrics import phi
+from common.metrics.privacy import phi
+from common.pair import Pair
 
 ORIGINAL = -1  # the choice of an input none of whose candidates keeps the label
 
@@ -62,52 +63,52 @@ def average(candidates: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class FitPoints:
-    """What the defender knows of one side: logits of candidates [n, N, C] and of the original images [n, C]."""
+class CandidateLogits:
+    """What a classifier answers about n images: logits of the images [n, C] and of their candidates [n, N, C]."""
 
-    candidates: np.ndarray
     original: np.ndarray
+    candidates: np.ndarray
 
     @property
-    def kept(self) -> np.ndarray:
-        """Which candidates keep the label, bool [n, N]."""
+    def keeps_label(self) -> np.ndarray:
+        """Which candidates keep the label of their original, bool [n, N]."""
         return self.candidates.argmax(-1) == self.original.argmax(-1)[:, None]
 
 
-def fit_selector(scenario: str, members: FitPoints, non_members: FitPoints, grid: int = 20, js_bins: int = 100) -> Selector:
-    """The selector of a scenario (paper Section III-B2).
+def fit_selector(scenario: str, fit: Pair[CandidateLogits], grid: int = 20, js_bins: int = 100) -> Selector:
+    """The selector of a scenario (paper Section III-B2), fitted on the defender's members and non-members.
 
-    1: of all intervals between grid + 1 points of [min phi of members, max phi of non-members], the one under which the
-       released phi of members and non-members have the least Jensen-Shannon divergence. 2: [min, mean] of the members'
-       phi; the non-members are not looked at. 3 and average: no interval, nobody's membership is used.
+    Scenario 1 compares all intervals between grid + 1 points of [min phi of members, max phi of non-members] and takes the one
+    under which the released phi of members and non-members have the least Jensen-Shannon divergence, estimated from
+    histograms of `js_bins` bins. Scenario 2 takes [min, mean] of the members' phi and does not look at the non-members.
+    Scenario 3 and averaging need no interval and use nobody's membership.
     """
     if scenario not in ("1", "2"):
         return Selector(scenario)
-    logits = phi(members.candidates)[members.kept]
-    if not logits.size:
+    of_members = phi(fit.members.candidates)[fit.members.keeps_label]
+    if not of_members.size:
         raise UserError(
             "no reconstruction of the defender's members keeps its label: lower diffence.t or train the DDPM longer."
         )
     if scenario == "2":
-        return Selector(scenario, float(logits.min()), float(logits.mean()))
-    others = phi(non_members.candidates)[non_members.kept]
-    if not others.size:
+        return Selector(scenario, float(of_members.min()), float(of_members.mean()))
+    of_non_members = phi(fit.non_members.candidates)[fit.non_members.keeps_label]
+    if not of_non_members.size:
         raise UserError("no reconstruction of the defender's non-members keeps its label: lower diffence.t or train longer.")
     # Where the two do not overlap, the paper's range is empty and the search covers the gap between them.
-    low, high = sorted((float(logits.min()), float(others.max())))
+    low, high = sorted((float(of_members.min()), float(of_non_members.max())))
     ends = np.linspace(low, high, grid + 1)
-    divergence = interval_divergences(members, non_members, ends, js_bins)
-    best = int(np.argmin(divergence))
+    best = int(np.argmin(interval_divergences(fit, ends, js_bins)))
     first, last = np.triu_indices(grid + 1, k=1)
     return Selector(scenario, float(ends[first[best]]), float(ends[last[best]]))
 
 
-def interval_divergences(members: FitPoints, non_members: FitPoints, ends: np.ndarray, bins: int) -> np.ndarray:
+def interval_divergences(fit: Pair[CandidateLogits], ends: np.ndarray, bins: int) -> np.ndarray:
     """Jensen-Shannon divergence (nats) between the two sides' released phi, for each interval between two of the `ends`.
 
     Intervals are in the order of np.triu_indices(len(ends), k=1): float64 [I].
     """
-    released = [_released_phi(side, ends) for side in (members, non_members)]
+    released = fit.map(lambda side: released_phi(side, ends))
     low, high = min(values.min() for values in released), max(values.max() for values in released)
     counts = [_histograms(values, low, high, bins) for values in released]
     p, q = (count / count.sum(1, keepdims=True) for count in counts)
@@ -115,16 +116,22 @@ def interval_divergences(members: FitPoints, non_members: FitPoints, ends: np.nd
     return (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
 
 
-def _released_phi(side: FitPoints, ends: np.ndarray) -> np.ndarray:
-    """phi that `Selector.choose` would release for each of n inputs under each of I intervals: [I, n].
+def released_phi(side: CandidateLogits, ends: np.ndarray) -> np.ndarray:
+    """phi that `Selector.choose` would release for each of n inputs under each of I intervals: float64 [I, n].
 
-    An interval is a run of cells: its ends, the ends between them, and the gaps between neighbours. So its first candidate
-    is a running minimum over the cells' first candidates, and the nearest candidate outside lies next to one of its two
-    ends: milliseconds for all intervals.
+    Trying each interval on its own would rank all candidates I times. Instead, the K ends cut the line into 2K + 1 cells: cell
+    2k + 1 is end k itself, and cell 2k is the gap below it. An interval from end a to end b is the run of cells 2a + 1 to
+    2b + 1.
+
+    Example: ends 0, 1, 2 and an input with candidates at phi 1.5, 0.4 and 3.0. Their cells are 4 (between 1 and 2), 2 (between
+    0 and 1) and 6 (above 2). So the first candidate of cell 4 is number 0, of cell 2 number 1, of cell 6 number 2, and the
+    other cells have none, which counts as number N = 3. The interval [0, 1] is cells 1 to 3. The smallest number there is 1, so
+    0.4 is released. The interval [0, 2] is cells 1 to 5. The smallest number there is 0, so 1.5 is released. Where a run has
+    no candidate, the nearest one outside is the largest below a or the smallest above b.
     """
-    logit = np.where(side.kept, phi(side.candidates), np.nan)
+    logit = np.where(side.keeps_label, phi(side.candidates), np.nan)
     inputs, n = logit.shape
-    # Cell 2k + 1 is end k itself, cell 2k the gap below it; lost candidates (NaN) go above all ends.
+    # NaN, a candidate that loses the label, sorts above all ends, into the last cell, which no interval contains.
     cell = np.searchsorted(ends, logit, side="left") + np.searchsorted(ends, logit, side="right")
     first = np.full((inputs, 2 * len(ends) + 1), n)
     for j in reversed(range(n)):
@@ -133,12 +140,13 @@ def _released_phi(side: FitPoints, ends: np.ndarray) -> np.ndarray:
     above = np.stack([np.where(logit > end, logit, np.inf).min(1) for end in ends], axis=1)
     released = []
     for a in range(len(ends) - 1):
+        # Of every interval [a, b] with b > a at once: the running minimum over cells 2a + 1, 2a + 2, ... ends at cell 2b + 1.
         inside = np.minimum.accumulate(first[:, 2 * a + 1 :], axis=1)[:, 2::2]
         under, over = below[:, [a]], above[:, a + 1 :]
         outside = np.where(ends[a] - under <= over - ends[a + 1 :], under, over)
-        outside = np.where(np.isinf(outside), phi(side.original)[:, None], outside)
-        found = np.take_along_axis(logit, np.minimum(inside, n - 1), axis=1)
-        released.append(np.where(inside < n, found, outside).T)
+        outside = np.where(np.isinf(outside), phi(side.original)[:, None], outside)  # no candidate keeps the label
+        chosen = np.take_along_axis(logit, np.minimum(inside, n - 1), axis=1)
+        released.append(np.where(inside < n, chosen, outside).T)
     return np.concatenate(released)
 
 

@@ -1,0 +1,1 @@
+"""The audit of anybody's classifier, from its saved outputs: `python -m common.audit`."""

@@ -1,0 +1,161 @@
+"""The words, the table and the HTML page of `python -m common.audit`, all made from its row.
+
+The page is one file: pictures inside it, no script, nothing fetched. Whatever comes from a user's file is escaped.
+"""
+
+from base64 import b64encode
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from common.attacks.shadow import population_warnings
+from common.metrics.privacy import pool_warnings
+from common.report.experiments import reached
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Membership inference audit</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2530; max-width: 62rem; margin: 2rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; margin: 0; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p, li { max-width: 50rem; }
+.small { color: #55606e; font-size: .88rem; }
+.verdict, .warnings { border-left: 4px solid #2b6cb0; background: #f1f6fb; padding: .7rem 1.1rem; margin: 1.2rem 0; }
+.warnings { border-color: #b7791f; background: #fdf6e7; }
+.verdict p, .warnings p { margin: .3rem 0; max-width: none; }
+.verdict p:first-child { font-weight: 600; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .36rem .6rem; text-align: right; border-bottom: 1px solid #dfe5ec; white-space: nowrap; }
+th { font-weight: 600; border-bottom: 2px solid #9aa7b5; vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child { text-align: left; }
+tr.best td { background: #f1f6fb; font-weight: 600; }
+img { max-width: 100%; }
+code { font-size: .92em; overflow-wrap: anywhere; }
+</style>
+</head>
+<body>
+<h1>Membership inference audit</h1>
+<p class="small">{% for file in row.files.values() %}<code>{{ file.path }}</code>{{ ", " if not loop.last }}{% endfor %};
+{{ row.classes }} classes; {{ row.time }}</p>
+<div class="verdict">{% for sentence in row.summary %}<p>{{ sentence }}</p>{% endfor %}</div>
+{% if row.warnings %}<div class="warnings">{% for sentence in row.warnings %}<p>{{ sentence }}</p>{% endfor %}</div>{% endif %}
+<h2>Attacks</h2>
+<div class="wide"><table>
+<thead><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for line in table.values %}
+<tr{{ ' class="best"'|safe if line[0] == row.best }}>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</tbody></table></div>
+<h2>ROC curves</h2>
+<img alt="ROC curves on linear and logarithmic axes" src="data:image/png;base64,{{ pictures.roc }}">
+<p class="small">Right, on logarithmic axes: what an attacker who must hardly ever accuse wrongly still finds.</p>
+<h2>phi of members and non-members</h2>
+<img alt="Histograms of phi of members and non-members" src="data:image/png;base64,{{ pictures.phi }}">
+<p class="small">phi = log(p / (1 - p)) of the true label, of the scored points. Where the two shapes overlap, an attack on the
+confidence alone has to guess.</p>
+<h2>Most exposed records</h2>
+<p class="small">The scored members of the highest scores of the attack <b>{{ row.best }}</b>; positions in
+<code>{{ row.files.members.path }}</code> count from 0. Last column: of {{ row.scored.non_members }} scored non-members, how
+many score as high or higher.</p>
+<div class="wide"><table>
+<thead><tr><th>position</th><th>label</th><th>predicted</th><th>p of label</th><th>score</th>
+<th>non-members at or above</th></tr></thead>
+<tbody>{% for record in row.most_exposed %}
+<tr><td>{{ record.position }}</td><td>{{ record.label }}</td><td>{{ record.predicted }}</td>
+<td>{{ "%.6f"|format(record.p) }}</td><td>{{ "%.5g"|format(record.score) }}</td><td>{{ record.non_members }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+<h2>How this was measured</h2>
+<ul>
+<li>{{ row.known.members }} of {{ row.points.members }} members and {{ row.known.non_members }} of {{ row.points.non_members }}
+non-members were drawn at random (seed {{ row.seed }}) as points whose membership the attacker knows: thresholds are fitted on
+them, and the NN attack trains on them. All numbers are about the other points.</li>
+<li>AUC: the chance that a member scores above a non-member. Null AUC: the same attack after membership was shuffled, where
+there is nothing to find. ACC: (TPR + TNR) / 2 at the threshold fitted on known points, and
+at the best threshold in hindsight. TPR: share of members found while at most {{ fpr }} of the non-members are accused.
+Intervals cover the choice of points, not the training of another model; those of the table are each attack's own, and that of
+the best attack above is at level 1 - 0.05 / {{ row.attacks | length }}, because these points also chose it.</li>
+<li>Gap floor: calling every correctly classified point a member. No defense that keeps the predicted labels goes below it.</li>
+<li>An audit bounds leakage from below: these attacks reached this much, and a better one may reach more.</li>
+</ul>
+<p class="small">{% for name, file in row.files.items() %}{{ name }}: SHA-256 <code>{{ file.sha256 }}</code><br>{% endfor %}</p>
+</body>
+</html>
+"""
+
+
+def render(row: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    """The HTML page of a row; `pictures` has the PNG files `roc` and `phi`."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    encoded = {name: b64encode(png).decode() for name, png in pictures.items()}
+    return environment.from_string(PAGE).render(row=row, table=table(row), pictures=encoded, fpr=f"{100 * row['fpr']:g}%")
+
+
+def summary(row: dict[str, Any]) -> list[str]:
+    """What the audit found, in whole sentences, the verdict first."""
+    best, tpr = row["attacks"][row["best"]], row["attacks"][row["best"]]["tpr_at_fpr"]
+    accuracy, scored = row["accuracy"], row["scored"]
+    low, high = row["best_interval"]
+    sentences = [
+        f"The best of {len(row['attacks'])} attacks, {row['best']}, tells members from non-members with AUC {best['auc']:.3f} "
+        f"(95% interval, widened for the choice of the best, {low:.3f} to {high:.3f}; 0.5 is guessing).",
+        f"At {100 * row['fpr']:g}% FPR it finds {tpr['hits']:,} of {tpr['positives']:,} members ({percent(tpr['rate'])}; 95% "
+        f"interval {percents(tpr['interval'])}) while it accuses {tpr['errors']:,} of {tpr['negatives']:,} non-members.",
+        f"The gap floor is AUC {row['gap_floor']:.3f}: the model is right on {percent(accuracy['members'])} of "
+        f"{scored['members']:,} members and {percent(accuracy['non_members'])} of {scored['non_members']:,} non-members, and "
+        "that alone gives as much away.",
+    ]
+    if low <= 0.5:
+        sentences.insert(
+            1, "That is no more than chance gives: on so many points these attacks show no leakage, nor do they rule it out."
+        )
+    return sentences
+
+
+def warnings(row: dict[str, Any]) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    found = pool_warnings(row["scored"]["members"], row["scored"]["non_members"], row["fpr"])
+    if row["saturated"]:
+        found.append(
+            f"{row['saturated']:,} predictions have all classes but one at exactly 0, which hides what sets them apart: save "
+            "logits in place of probabilities."
+        )
+    if row["shadows"] and row["shadows"]["left_out"]:
+        found.append(
+            f"Left out: {', '.join(row['shadows']['left_out'])}. Online attacks need for every point a shadow model that was "
+            "trained on it, and LiRA two models of a point that were, or were not, trained on it."
+        )
+    return found + population_warnings(row["attacks"], row["known"]["non_members"], row["fpr"])
+
+
+def table(row: dict[str, Any]) -> pd.DataFrame:
+    """One line an attack, the best AUC first, as text."""
+    at = f"{100 * row['fpr']:g}%"
+    lines = [
+        {
+            "attack": name,
+            **reached(attack, attack["null_auc"]),
+            "ACC, best threshold": f"{attack['accuracy_oracle']:.3f}",
+            f"TPR @{at} FPR": percent(attack["tpr_at_fpr"]["rate"]),
+            "TPR, 95%": percents(attack["tpr_at_fpr"]["interval"]),
+            "members found": "{hits:,} of {positives:,}".format(**attack["tpr_at_fpr"]),
+            f"TNR @{at} FNR": percent(attack["tnr_at_fnr"]["rate"]),
+        }
+        for name, attack in sorted(row["attacks"].items(), key=lambda item: -item[1]["auc"])
+    ]
+    return pd.DataFrame(lines)
+
+
+def percent(rate: float) -> str:
+    """A rate 0..1 as a percentage."""
+    return f"{100 * rate:.2f}%"
+
+
+def percents(interval: tuple[float, float]) -> str:
+    """An interval of rates 0..1 as percentages."""
+    return "{:.2f}% to {:.2f}%".format(*(100 * rate for rate in interval))

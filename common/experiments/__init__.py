@@ -1,0 +1,1 @@
+"""The experiments: each evaluates defended models and writes rows."""

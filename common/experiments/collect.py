@@ -1,0 +1,76 @@
+"""What a classifier answers about the evaluated images and about all their candidates: computed once, then stored."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from common.data.partition import Examples, Split, evaluation_pools
+from common.diffence.candidates import candidate_settings, draw_all, shards
+from common.diffence.select import CandidateLogits
+from common.errors import UserError
+from common.files import cached_arrays, sha256
+from common.pair import SIDES, Pair
+from common.run import Run
+from common.training.loop import predict
+from common.training.targets import model_path, weights_path
+
+
+@dataclass(frozen=True)
+class LabelledLogits(CandidateLogits):
+    """Logits float32 of n images [n, C] and of their candidates [n, N, C], with the true labels int64 [n]."""
+
+    labels: np.ndarray
+
+    def take(self, pool: range) -> "LabelledLogits":
+        """Those of the images of a pool."""
+        where = slice(pool.start, pool.stop)
+        return LabelledLogits(self.original[where], self.candidates[where], self.labels[where])
+
+
+def collect(run: Run, defense: str, protocol: str, classifier: nn.Module, split: Split) -> Pair[LabelledLogits]:
+    """Logits of a defense's `classifier` on the evaluated images of both sides. Candidates are drawn where they are missing."""
+    draw_all(run, split, protocol)
+    settings: dict[str, Any] = {
+        "weights": sha256(weights_path(run, defense, protocol)),
+        "options": run.config.defenses.get(defense, {}),  # hamp.test_time changes the answers of the same weights
+        "n": run.config.diffence.n,
+        "count": len(evaluation_pools(run.config.data, protocol).used),
+        "candidates": candidate_settings(run),
+    }
+
+    def of_side(side: str, examples: Examples) -> LabelledLogits:
+        path = run.outputs_dir / f"{defense}-{protocol}-{side}.npz"
+        return LabelledLogits(
+            **cached_arrays(path, settings, lambda: _answers(run, defense, classifier, side, examples, settings["count"]))
+        )
+
+    return Pair(*SIDES).map(of_side, split.evaluated)
+
+
+def _answers(run: Run, defense: str, classifier: nn.Module, side: str, examples: Examples, count: int) -> dict[str, np.ndarray]:
+    """The arrays of LabelledLogits for the first `count` images of a side."""
+    original = predict(classifier, examples.take(slice(count)), run.device).numpy()
+    candidates = np.empty((count, run.config.diffence.n, original.shape[1]), dtype=np.float32)
+    done = 0
+    title = f"{defense} on candidates of {side.replace('_', '-')}"
+    with tqdm(total=count, desc=title, unit="image", disable=None) as progress:
+        for drawn in shards(run, side, count):
+            candidates[done : done + len(drawn)] = classify(classifier, drawn, run.device)
+            done += len(drawn)
+            progress.update(len(drawn))
+    for logits in (original, candidates):
+        if not np.isfinite(logits).all():
+            raise UserError(f"the classifier {model_path(run, defense)} returns NaN or infinite logits: train it again.")
+    return {"original": original, "candidates": candidates, "labels": examples.labels[:count].numpy()}
+
+
+@torch.inference_mode()
+def classify(classifier: nn.Module, candidates: torch.Tensor, device: torch.device, batch: int = 500) -> np.ndarray:
+    """Logits [b, N, C] of candidates [b, N, 3, H, W] in [0, 1]."""
+    rows = candidates.flatten(0, 1).split(batch)
+    logits = torch.cat([classifier(part.to(device)).float().cpu() for part in rows])
+    return logits.view(*candidates.shape[:2], -1).numpy()

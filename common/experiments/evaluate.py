@@ -1,0 +1,180 @@
+"""`bash <data set>/evaluate_MIAs/evaluate_mia.sh --defense NAME`: every attack, without and with Diffence.
+
+This is the main path of the project. It reads from top to bottom: load the partition and the defended model, collect its
+logits on images and on their candidates, defend them under each scenario, attack what is released, measure, write (paper
+Section IV-B, Figures 15 and 16).
+"""
+
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.attacks import NNOptions, Outputs, Scores
+from common.attacks.contract import shuffled_scores
+from common.attacks.nn import SelectOn
+from common.attacks.suite import attack_all, attack_shuffled
+from common.config import require
+from common.data.partition import Pools, evaluation_pools, load_split
+from common.defenses import DefendedModel, load_defended_model
+from common.diffence.candidates import query_ids
+from common.diffence.select import ORIGINAL, Selector, fit_selector
+from common.experiments.collect import LabelledLogits, collect
+from common.experiments.shadow_scores import shadow_scores
+from common.metrics.privacy import Ints
+from common.pair import SIDES, Pair
+from common.report.figures import draw_phi, draw_reliability, draw_roc
+from common.report.measure import measure, utility
+from common.report.rows import result_file, result_name, write_result
+from common.run import Run, provenance
+from common.seeds import derive_seed
+from common.training.targets import PostInference, training_facts
+
+
+@dataclass(frozen=True)
+class DefendedOutputs:
+    """What an attacker sees of all evaluated images under one scenario."""
+
+    selector: Selector | None  # None = without Diffence
+    outputs: Pair[Outputs]
+
+    @property
+    def scenario(self) -> str | None:
+        """The scenario of Diffence; None = without it."""
+        return None if self.selector is None else self.selector.scenario
+
+
+def evaluate(run: Run, defense: str, protocol: str, scenarios: list[str]) -> list[dict[str, Any]]:
+    """Evaluate one defense without Diffence and with it in each scenario; writes and returns the rows."""
+    split = load_split(run)
+    pools = evaluation_pools(run.config.data, protocol)
+    model = load_defended_model(run, defense, protocol)
+    collected = collect(run, defense, protocol, model.classifier, split)
+    folder = run.results_dir(protocol)
+    rows, shown = [], {}
+    for scenario in (None, *scenarios):
+        defended = defend(run, model, collected, pools, scenario)
+        # Attacks with shadow models come first: they train nothing, and name a missing shadow model at once.
+        shadows = run.config.attack.shadows
+        with_shadows = shadow_scores(run, defense, protocol, split, pools, defended.selector) if shadows else {}
+        scores = attack(run, pools, defended, protocol) | with_shadows
+        null = attack_null(run, defense, pools, defended, protocol)
+        null |= {name: shuffled_scores(one, derive_seed("null", name, run.seed)) for name, one in with_shadows.items()}
+        row = row_facts(run, defense, protocol, defended, collected, pools)
+        row |= measure(scores, null, protocol, run.config.attack)
+        write_result(folder, row, scores)
+        draw_roc(folder / f"{result_name(row)}_roc.png", result_name(row), scores)
+        rows.append(row)
+        shown[result_name(row)] = defended
+    title = f"{run.dataset}, {defense}"
+    logits = {name: defended.outputs.map(attrgetter("logits")) for name, defended in shown.items()}
+    draw_phi(folder / f"{defense}_phi.png", title, logits)
+    predictions = {name: scored_outputs(defended, pools).non_members for name, defended in shown.items()}
+    draw_reliability(folder / f"{defense}_reliability.png", title, predictions)
+    return rows
+
+
+def fit_on_pool(run: Run, collected: Pair[LabelledLogits], pools: Pools, scenario: str) -> Selector:
+    """The selector of a scenario, fitted on the defender's points."""
+    config = run.config.diffence
+    return fit_selector(scenario, collected.map(lambda side: side.take(pools.fit)), config.grid, config.js_bins)
+
+
+def defend(
+    run: Run, model: DefendedModel, collected: Pair[LabelledLogits], pools: Pools, scenario: str | None
+) -> DefendedOutputs:
+    """Release a prediction for every evaluated image: by Diffence, then by the post-inference defense, where there are any."""
+    if scenario is None:
+        selector, logits = None, collected.map(attrgetter("original"))
+    else:
+        selector = fit_on_pool(run, collected, pools, scenario)
+        logits = collected.map(lambda side: selector.release(side.candidates, side.original))
+    if model.post_inference is not None:
+        logits = apply_post_inference(model.post_inference, logits)
+    return DefendedOutputs(selector, logits.map(Outputs, collected.map(attrgetter("labels"))))
+
+
+def apply_post_inference(defense: PostInference, logits: Pair[np.ndarray]) -> Pair[np.ndarray]:
+    """Apply a post-inference defense to released logits [n, C] (paper Section III-B4). Each image is one query."""
+    device = next(defense.parameters()).device
+
+    def of_side(side: str, released: np.ndarray) -> np.ndarray:
+        keys = query_ids(side, range(len(released)))
+        return defense.release(torch.from_numpy(released).to(device), keys).cpu().numpy()
+
+    return Pair(*SIDES).map(of_side, logits)
+
+
+def attack(run: Run, pools: Pools, defended: DefendedOutputs, protocol: str) -> dict[str, Scores]:
+    """Scores of every attack on the defended outputs, by name."""
+    known, scored = known_and_scored(pools)
+    return attack_all(defended.outputs, known, scored, nn_options(run, protocol), run.seed)
+
+
+def attack_null(run: Run, defense: str, pools: Pools, defended: DefendedOutputs, protocol: str) -> dict[str, Scores]:
+    """Scores of the same attacks under shuffled membership, by name: what they find where there is nothing to find."""
+    known, scored = known_and_scored(pools)
+    shuffle_seed = derive_seed("null", result_file(defense, defended.scenario), run.seed)
+    return attack_shuffled(defended.outputs, known, scored, nn_options(run, protocol), run.seed, shuffle_seed)
+
+
+def known_and_scored(pools: Pools) -> tuple[Pair[Ints], Pair[Ints]]:
+    """Positions of the attacker's known points and of the scored points, the same on both sides."""
+    known, scored = np.array(pools.known), np.array(pools.scored)
+    enough = len(np.setdiff1d(scored, known)) > 0
+    require(enough, "the released protocol scores the known points and more: raise data.scored above data.known.")
+    return Pair(known, known), Pair(scored, scored)
+
+
+def nn_options(run: Run, protocol: str) -> NNOptions:
+    """How the NN attack is trained under a protocol."""
+    config = run.config.attack
+    select_on: SelectOn = "known" if protocol == "clean" else "scored"
+    return NNOptions(config.nn_epochs, config.nn_lr, config.nn_batch_size, config.nn_held_out, select_on, run.device)
+
+
+def scored_outputs(defended: DefendedOutputs, pools: Pools) -> Pair[Outputs]:
+    """The defended outputs of the scored images."""
+    return defended.outputs.map(lambda side: side.take(np.array(pools.scored)))
+
+
+def row_facts(
+    run: Run, defense: str, protocol: str, defended: DefendedOutputs, collected: Pair[LabelledLogits], pools: Pools
+) -> dict[str, Any]:
+    """What a row says beside its metrics: how it was made, and how accurate the predictions on the scored images are."""
+    outputs, scored = scored_outputs(defended, pools), collected.map(lambda side: side.take(pools.scored))
+    return {
+        "kind": "evaluation",
+        **provenance(run, defense, protocol),
+        "accuracy": outputs.map(lambda side: float((side.logits.argmax(1) == side.labels).mean())).as_dict(),
+        "scored": outputs.map(len).as_dict(),
+        "utility": utility(outputs, scored.map(attrgetter("original"))),
+        "training": training_facts(run, defense, protocol),
+        "diffence": None if defended.selector is None else diffence_facts(run, defended.selector, scored, outputs),
+    }
+
+
+def diffence_facts(run: Run, selector: Selector, scored: Pair[LabelledLogits], outputs: Pair[Outputs]) -> dict[str, Any]:
+    """The setting of Diffence, and counts over the scored images, members and non-members apart.
+
+    no_match: images none of whose candidates keeps the label. draws: candidates that an image needs when they are drawn one by
+    one, on average. labels_changed: images whose released label differs from the classifier's.
+    """
+    config = run.config.diffence
+    labels = scored.map(lambda side: side.original.argmax(1))
+    candidates = scored.map(attrgetter("candidates"))
+    choices = candidates.map(selector.choose, labels)
+    changed = outputs.map(lambda side, before: int((side.logits.argmax(1) != before).sum()), labels)
+    return {
+        "scenario": selector.scenario,
+        "n": config.n,
+        "t": config.t,
+        "steps": config.steps,
+        "forward": config.forward,
+        "interval": [selector.low, selector.high] if np.isfinite(selector.low) else None,
+        "no_match": choices.map(lambda choice: int((choice == ORIGINAL).sum())).as_dict(),
+        "draws": candidates.map(lambda side, kept: float(selector.draws(side, kept).mean()), labels).as_dict(),
+        "labels_changed": changed.as_dict(),
+    }

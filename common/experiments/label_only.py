@@ -1,0 +1,175 @@
+"""`python <data set>/evaluate_MIAs/label_only.py --defense NAME`: the attacks that see labels only (paper Table VI).
+
+Diffence keeps every label, so its answers to these attacks are those of the classifier, which a test shows. Without --scenario
+the classifier alone is therefore asked. With --scenario the defended classifier is, at the price of its reconstructions.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from common.attacks import METRIC_ATTACKS, Outputs, Scores
+from common.attacks.boundary import BoundaryResult, LabelOnly, augmentation_scores, boundary_distances, shifts
+from common.attacks.contract import shuffled_scores
+from common.config import require
+from common.data.partition import Examples, Split, evaluation_pools, load_split
+from common.defenses import load_defended_model
+from common.diffence.candidates import candidate_settings
+from common.diffence.protect import load_protected
+from common.experiments.collect import collect
+from common.experiments.evaluate import fit_on_pool
+from common.files import read_arrays, refuse_other_config, sha256, write_arrays, write_json
+from common.pair import Pair
+from common.report.measure import null_report, report_of
+from common.report.rows import result_file
+from common.run import Run, provenance
+from common.seeds import derive_seed
+from common.training.targets import training_facts, weights_path
+
+BATCH = 20  # images that are searched together, and saved together
+
+
+def label_only(run: Run, defense: str, protocol: str, count: int, steps: int, scenario: str | None) -> dict[str, Any]:
+    """Attack the first `count` scored images of each side, with thresholds from as many known ones; writes and returns the row.
+
+    `steps` of HopSkipJump; `scenario` None asks the classifier alone. Raises UserError for a count that the pools do not have.
+    """
+    split, pools = load_split(run), evaluation_pools(run.config.data, protocol)
+    most = min(len(pools.known), len(pools.scored))
+    require(0 < count <= most, f"--count must lie in 1..{most}, the known and the scored images of a side, not {count}.")
+    model, diffence = model_to_ask(run, defense, protocol, split, scenario)
+    sides = split.evaluated
+    scored, known = (sides.map(lambda side, pool=pool: _first(side, pool, count)) for pool in (pools.scored, pools.known))
+    # In the order of the arrays that are stored.
+    parts = scored.as_dict() | {f"known_{side}": examples for side, examples in known.as_dict().items()}
+    # The attacker's own images, from which its searches start. They are the same for every --count.
+    starts = torch.cat([_first(side, pools.known, len(pools.known)).pixels(slice(None)) for side in sides])
+    result = result_path(run, defense, protocol, count, steps, scenario)
+    stored = run.outputs_dir / f"{result.stem}-{protocol}.npz"
+    settings = {
+        "weights": sha256(weights_path(run, defense, protocol)),
+        "partition": sha256(run.partition_dir / "manifest.json"),
+        "pools": {name: [pool.start, pool.stop] for name, pool in vars(pools).items()},
+        "batch": BATCH,
+        "diffence": diffence,
+    }
+    boundary = search_boundary(run, model, parts, starts, steps, stored, settings)
+    scores = {
+        name: Scores(*(pair.map(lambda part, rule=rule: rule(run, model, part)) for pair in (scored, known)))
+        for name, rule in (("correctness", _correctness), ("augmentation", _augmentation))
+    }
+    scores["boundary"] = Scores(Pair(*boundary.distances[:2]), Pair(*boundary.distances[2:]))
+    row = row_facts(run, defense, protocol, scores, diffence) | {
+        "boundary": {
+            "steps": steps,
+            "asked_an_image": boundary.asked / boundary.distances.size,
+            "failed": dict(zip(parts, boundary.failed.sum(1).tolist(), strict=True)),
+            "median_distance": dict(zip(parts, np.median(boundary.distances, axis=1).tolist(), strict=True)),
+        },
+        "augmentation": {"asked_an_image": len(shifts(1))},
+        "correctness": {"asked_an_image": 1},
+    }
+    write_json(result, row)
+    return row
+
+
+def row_facts(
+    run: Run, defense: str, protocol: str, scores: dict[str, Scores], diffence: dict[str, Any] | None
+) -> dict[str, Any]:
+    """How the row was made, and the metrics of every attack."""
+    attacks = {name: report_of(one, protocol, run.config.attack) for name, one in scores.items()}
+    shuffled = {name: shuffled_scores(one, derive_seed("null", "label-only", name, run.seed)) for name, one in scores.items()}
+    null = {name: report_of(one, protocol, run.config.attack) for name, one in shuffled.items()}
+    gap = scores["correctness"].scored
+    return {
+        "kind": "label_only",
+        **provenance(run, defense, protocol),
+        "accuracy": gap.map(lambda right: float(right.mean())).as_dict(),
+        "scored": gap.map(len).as_dict(),
+        "training": training_facts(run, defense, protocol),
+        "diffence": diffence,
+        "attacks": attacks,
+        "gap_floor": attacks["correctness"]["auc"],
+        "null": {"attacks": null_report(null)},
+    }
+
+
+def result_path(run: Run, defense: str, protocol: str, count: int, steps: int, scenario: str | None) -> Path:
+    """The file of a row, beside those of evaluate_mia."""
+    return run.results_dir(protocol) / f"label_only-{result_file(defense, scenario)}-{count}images-{steps}steps.json"
+
+
+def model_to_ask(
+    run: Run, defense: str, protocol: str, split: Split, scenario: str | None
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The model that is asked for labels, and the setting of Diffence in front of it (None = without).
+
+    A post-inference defense (MemGuard) keeps labels by definition, so its classifier answers in its place.
+    """
+    classifier = load_defended_model(run, defense, protocol).classifier
+    if scenario is None:
+        return classifier, None
+    pools, config = evaluation_pools(run.config.data, protocol), run.config.diffence
+    selector = fit_on_pool(run, collect(run, defense, protocol, classifier, split), pools, scenario)
+    interval = [selector.low, selector.high] if np.isfinite(selector.low) else None
+    facts = {"scenario": scenario, "n": config.n, "stable": config.stable, "interval": interval, **candidate_settings(run)}
+    return load_protected(run, classifier, selector), facts
+
+
+def _first(side: Examples, pool: range, count: int) -> Examples:
+    return side.take(slice(pool.start, pool.start + count))
+
+
+def _correctness(run: Run, model: nn.Module, part: Examples) -> np.ndarray:
+    labels = LabelOnly(model)(part.pixels(slice(None)).to(run.device))
+    return METRIC_ATTACKS["correctness"](Outputs(labels.cpu().double().numpy(), part.labels.numpy()))
+
+
+def _augmentation(run: Run, model: nn.Module, part: Examples) -> np.ndarray:
+    return augmentation_scores(model, part.pixels(slice(None)), part.labels, device=run.device)
+
+
+def search_boundary(
+    run: Run,
+    model: nn.Module,
+    parts: dict[str, Examples],
+    starts: torch.Tensor,
+    steps: int,
+    path: Path,
+    settings: dict[str, Any],
+) -> BoundaryResult:
+    """`boundary_distances` of each of `parts`, a row each: arrays [len(parts), n].
+
+    Every batch is saved to `path`, from which a killed run continues. UserError where it was made under other `settings`.
+    """
+    shape = len(parts), max(len(part) for part in parts.values())
+    arrays = {
+        "distances": np.full(shape, np.nan),
+        "failed": np.zeros(shape, dtype=bool),
+        "asked": np.zeros((), dtype=np.int64),
+    }
+    stored = read_arrays(path)
+    if stored:
+        refuse_other_config(path, stored[0], settings, "delete it and run this again.")
+        arrays = stored[1]
+    missing = np.isnan(arrays["distances"])
+    with tqdm(total=missing.size, desc="boundary attack", unit="image", smoothing=0.1, disable=None) as progress:
+        progress.update(int((~missing).sum()))
+        for row, (name, part) in enumerate(parts.items()):
+            for begin in range(0, len(part), BATCH):
+                batch = slice(begin, begin + BATCH)
+                if not missing[row, batch].any():
+                    continue
+                images, seed = part.pixels(batch), derive_seed("label-only", name, begin, run.seed)
+                result = boundary_distances(
+                    model, images, part.labels[batch], steps=steps, seed=seed, device=run.device, starts=starts
+                )
+                arrays["distances"][row, batch], arrays["failed"][row, batch] = result.distances, result.failed
+                arrays["asked"] = arrays["asked"] + result.asked
+                write_arrays(path, settings, **arrays)
+                progress.update(len(images))
+    return BoundaryResult(arrays["distances"], arrays["failed"], int(arrays["asked"]))

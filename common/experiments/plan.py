@@ -1,0 +1,152 @@
+"""The plan of `all-train-all.sh`: every command behind a set of tables, and what exists of its product."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common.cli import ROOT
+from common.data.partition import partition_settings
+from common.defenses import DEFENSES
+from common.diffence.candidates import candidate_settings, candidates_dir, missing_shards
+from common.diffence.ddpm import ddpm_settings
+from common.experiments.shadow_models import shadow_run
+from common.files import differences, read_json
+from common.report.rows import result_file
+from common.run import Run
+from common.training.loop import checkpoint_facts
+from common.training.targets import model_path, settings_of
+
+MISSING, DONE, OTHER = "missing", "done", "made under other settings"
+MAKER = "the job that makes it"  # what a message names as the remedy for a damaged product
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of a plan. `state()` looks at its product: MISSING, DONE, or OTHER with what differs."""
+
+    name: str  # "cifar10 train hamp"
+    command: tuple[str, ...]  # from the repository's root
+    needs: tuple[str, ...]  # names of jobs
+    state: Callable[[], str]
+    log: Path
+
+
+@dataclass
+class Plan:
+    """The jobs of one data set, each after those that it needs."""
+
+    run: Run
+    jobs: list[Job] = field(default_factory=list)
+
+    def add(self, what: str, command: str, needs: Sequence[str], state: Callable[[], str]) -> str:
+        """Add the job `what`, whose command is a script of the data set's folder with its arguments. Returns its name."""
+        run = self.run
+        interpreter, script, *arguments = command.split()
+        words = [interpreter, f"{run.dataset}/{script}", *arguments, "--profile", run.profile]
+        words += [word for override in run.overrides for word in ("--set", override)]
+        if what != "partition":  # which depends on neither
+            words += ["--seed", str(run.seed), "--device", str(run.device)]
+        log = ROOT / "logs" / run.dataset / f"{run.profile_name}-seed{run.seed}" / f"{what.replace(' ', '-')}.log"
+        self.jobs.append(Job(f"{run.dataset} {what}", tuple(words), tuple(needs), state, log))
+        return self.jobs[-1].name
+
+    def train(self, defense: str, partition: str, needed: Sequence[str]) -> str:
+        """Add the training of a defense, after that of its sub-models and of the defenses that it needs."""
+        command = f"python train_defense.py --defense {defense}"
+        parts_of = DEFENSES[defense].parts
+        parts = [
+            self.add(f"train {defense} {i}", f"{command} --part {i}", [partition], partial(model_state, *part))
+            for i, part in enumerate(parts_of(self.run) if parts_of else [])
+        ]
+        return self.add(f"train {defense}", command, [partition, *needed, *parts], self._trained(self.run, defense))
+
+    def train_shadows(self, defense: str, partition: str) -> list[str]:
+        """Add the training of `attack.shadows` shadow models of a defense."""
+        names = []
+        for i in range(self.run.config.attack.shadows):
+            needs = [partition, *(f"{self.run.dataset} shadow {needed} {i}" for needed in DEFENSES[defense].needs)]
+            command = f"python train_shadows.py --defense {defense} --index {i}"
+            names.append(self.add(f"shadow {defense} {i}", command, needs, self._trained(shadow_run(self.run, i), defense)))
+        return names
+
+    def _trained(self, run: Run, defense: str) -> Callable[[], str]:
+        return partial(model_state, model_path(run, defense), settings_of(run, defense))
+
+
+def plan_jobs(
+    run: Run, defenses: Sequence[str], scenarios: Sequence[str], protocol: str, experiments: Sequence[str] = ()
+) -> list[Job]:
+    """The jobs of one data set. Each defense is trained and evaluated before the next one in `defenses`.
+
+    `attack.shadows` of the run's config says how many shadow models of each defense are in the plan.
+    """
+    plan = Plan(run)
+    manifest, diffusion = run.partition_dir / "manifest.json", run.ddpm_dir / "unet" / "settings.json"
+    partition = plan.add("partition", "python data_partition.py", [], partial(json_state, manifest, partition_settings(run)))
+    ddpm_command = "python diff_defense/train_ddpm.py"
+    ddpm = plan.add("ddpm", ddpm_command, [partition], partial(json_state, diffusion, ddpm_settings(run)))
+    drawing = f"python diff_defense/draw_candidates.py --protocol {protocol}"
+    candidates = plan.add("candidates", drawing, [ddpm], partial(candidates_state, run, protocol))
+    trained: dict[str, str] = {}
+    for defense in with_needed(defenses):
+        trained[defense] = plan.train(defense, partition, [trained[needed] for needed in DEFENSES[defense].needs])
+        shadows = plan.train_shadows(defense, partition)
+        if defense not in defenses:
+            continue
+        options = f"--defense {defense} --protocol {protocol} --scenario {' '.join(scenarios)}"
+        names = [result_file(defense, scenario) for scenario in (None, *scenarios)]
+        rows = [run.results_dir(protocol) / f"{name}.json" for name in names]
+        evaluated = plan.add(
+            f"evaluate {defense}",
+            f"bash evaluate_MIAs/evaluate_mia.sh {options}",
+            [candidates, trained[defense], *shadows],
+            partial(rows_state, rows, run),
+        )
+        for kind in experiments:
+            command = f"python evaluate_MIAs/{kind}.py --defense {defense}"
+            plan.add(f"{kind} {defense}", command, [evaluated], partial(experiment_state, kind, defense, run))
+    return plan.jobs
+
+
+def with_needed(defenses: Sequence[str]) -> list[str]:
+    """The defenses, each once and after those that it needs."""
+    return list(dict.fromkeys(name for defense in defenses for name in (*DEFENSES[defense].needs, defense)))
+
+
+def json_state(path: Path, wanted: dict[str, Any]) -> str:
+    """The state of a product whose settings are a JSON file, or are in one under `settings`."""
+    if not path.is_file():
+        return MISSING
+    content = read_json(path, MAKER)
+    return _compare(content.get("settings", content), wanted)
+
+
+def candidates_state(run: Run, protocol: str) -> str:
+    """The state of the candidates of an evaluation."""
+    if missing_shards(run, protocol):
+        return MISSING
+    return json_state(candidates_dir(run) / "settings.json", candidate_settings(run))
+
+
+def model_state(path: Path, wanted: dict[str, Any]) -> str:
+    """The state of a checkpoint."""
+    return _compare(checkpoint_facts(path, MAKER)["settings"], wanted) if path.is_file() else MISSING
+
+
+def rows_state(paths: Sequence[Path], run: Run) -> str:
+    """The state of an evaluation. Rows made under other settings count as missing: evaluating again costs little."""
+    rows = [read_json(path, MAKER) for path in paths if path.is_file()]
+    return DONE if len(rows) == len(paths) and all(row["config"] == run.config.as_dict() for row in rows) else MISSING
+
+
+def experiment_state(kind: str, defense: str, run: Run) -> str:
+    """The state of a further experiment: DONE where any row of it was made under these settings."""
+    rows = [read_json(path, MAKER) for path in run.results_dir("clean").glob(f"{kind}-{defense}-*.json")]
+    return DONE if any(row["defense"] == defense and row["config"] == run.config.as_dict() for row in rows) else MISSING
+
+
+def _compare(stored: Any, wanted: dict[str, Any]) -> str:
+    lines = differences(stored, wanted)
+    return f"{OTHER} ({'; '.join(lines[:3])})" if lines else DONE

@@ -1,0 +1,1 @@
+"""Grid search over the options of a defense: `python -m common.grid`."""

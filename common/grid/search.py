@@ -1,0 +1,129 @@
+"""Train and measure a defense at every point of a grid of its options. The command line is in `__main__`."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from common.attacks import METRIC_ATTACKS, Outputs
+from common.attacks.contract import shuffle_membership
+from common.config import load_config, require
+from common.data.partition import Split, evaluation_pools
+from common.defenses import DEFENSES, load_defended_model, with_options
+from common.files import write_text
+from common.metrics.privacy import auc
+from common.report.figures import draw_trade_off
+from common.run import Run, environment
+from common.seeds import derive_seed
+from common.training.loop import predict
+
+
+@dataclass(frozen=True)
+class GridRun(Run):
+    """The run of one setting: its models lie in a folder of their own, beside those of the plain run."""
+
+    defense: str = ""
+    setting: tuple[str, ...] = ()  # ("gamma=0.5", "alpha=0.001")
+
+    @property
+    def models_dir(self) -> Path:
+        return super().models_dir / "grid" / self.defense / ",".join(self.setting)
+
+    def command(self, script: str, *arguments: str) -> str:
+        if script != "train_defense.py":
+            return super().command(script, *arguments)
+        made = super().command(script, *arguments, f"--grid {' '.join(self.setting)}")
+        return made.replace(f"python {self.dataset}/{script}", f"python -m common.grid {self.dataset}")
+
+
+def read_grid(words: Sequence[str]) -> dict[str, list[str]]:
+    """`gamma=0.5,0.8 alpha=0.001` as {"gamma": ["0.5", "0.8"], "alpha": ["0.001"]}. UserError for a word of another form."""
+    grid = {}
+    for word in words:
+        option, _, values = word.partition("=")
+        grid[option] = list(dict.fromkeys(value for value in values.split(",") if value))
+        require(bool(option and grid[option]), f"--grid {word} names no values: write it as OPTION=VALUE,VALUE.")
+    return grid
+
+
+def grid_runs(run: Run, defense: str, grid: dict[str, list[str]]) -> list[GridRun]:
+    """One run for each combination of the grid's values. UserError for an unknown option or a value out of range."""
+    needed = DEFENSES[defense].needs
+    require(not needed, f"{defense} changes the answers of {' and '.join(needed)} and trains no classifier: it has no grid.")
+    runs = []
+    for values in itertools.product(*grid.values()):
+        setting = tuple(f"{option}={value}" for option, value in zip(grid, values, strict=True))
+        changes = [*run.overrides, *(f"defenses.{defense}.{word}" for word in setting), "train.best_on_test=false"]
+        config = with_options(replace(run, config=load_config(run.folder, run.profile, changes))).config
+        common = (run.folder, run.profile, config, run.seed, run.device, run.overrides)
+        runs.append(GridRun(*common, defense=defense, setting=setting))
+    return runs
+
+
+def measure(run: Run, defense: str, split: Split) -> dict[str, Any]:
+    """Accuracy on members (train) and non-members (test) and the AUC of every attack that trains nothing, all 0..1.
+
+    null_auc: the best of the same scores under shuffled membership. On the first `data.fit + data.known` images a side, which
+    are scored under protocol `released` only.
+    """
+    model = load_defended_model(run, defense, "clean")
+    pool = slice(evaluation_pools(run.config.data, "clean").scored.start)
+    outputs = split.evaluated.map(
+        lambda side: Outputs(predict(model.classifier, side.take(pool), run.device).numpy(), side.labels[pool].numpy())
+    )
+    scores = {name: outputs.map(score) for name, score in METRIC_ATTACKS.items()}
+    order = np.random.default_rng(derive_seed("null", "grid", run.seed)).permutation(sum(map(len, outputs)))
+    aucs = {name: auc(*pair) for name, pair in scores.items()}
+    gap_floor = aucs.pop("correctness")
+    train, test = outputs.map(lambda side: float((side.logits.argmax(1) == side.labels).mean()))
+    return {
+        "test_accuracy": test,
+        "train_accuracy": train,
+        "best_auc": max(aucs.values()),
+        "gap_floor": gap_floor,
+        "null_auc": max(auc(*shuffle_membership(scores[name], order)) for name in aucs),
+        **{f"{name}_auc": value for name, value in aucs.items()},
+        "points_a_side": len(outputs.members),
+    }
+
+
+def pareto(accuracy: ArrayLike, leakage: ArrayLike) -> NDArray[np.bool_]:
+    """Which of n settings [n] no other one beats: none is at least as accurate and leaks no more, and is better in one."""
+    a, b = np.asarray(accuracy, np.float64), np.asarray(leakage, np.float64)
+    no_worse = (a >= a[:, None]) & (b <= b[:, None])
+    better = (a > a[:, None]) | (b < b[:, None])
+    return np.asarray(~(no_worse & better).any(axis=1))
+
+
+def search(run: Run, runs: Sequence[GridRun], split: Split) -> Iterable[pd.DataFrame]:
+    """Train and measure the undefended classifier, then setting after setting; yields the table of all rows so far."""
+    defense, rows = runs[0].defense, []
+    no_setting = [f"{word.split('=')[0]}=-" for word in runs[0].setting]
+    for one in tqdm([run, *runs], desc=f"grid of {defense}", unit="setting", disable=None):
+        name = one.defense if isinstance(one, GridRun) else "undefended"
+        DEFENSES[name].train(one, split)
+        setting = dict(word.split("=") for word in (one.setting if isinstance(one, GridRun) else no_setting))
+        where = {"dataset": run.dataset, "profile": run.profile_name, "model": run.config.model.name, "seed": run.seed}
+        made = {key: value for key, value in environment(one).items() if key in ("commit", "torch", "device")}
+        rows.append({"defense": name, **setting, **measure(one, name, split), **where, **made})
+        table = pd.DataFrame(rows)
+        front = pareto(table["test_accuracy"][1:], table["best_auc"][1:])
+        table.insert(1 + len(runs[0].setting), "pareto", [False, *front])
+        yield table
+
+
+def write(folder: Path, title: str, table: pd.DataFrame, options: Sequence[str]) -> None:
+    """Write the rows as CSV and the picture beside it; the undefended classifier is the first row."""
+    settings = table[1:]
+    name = f"{settings['defense'].iloc[0]}_grid"
+    write_text(folder / f"{name}.csv", table.to_csv(index=False))
+    labels = settings[list(options)].agg(", ".join, axis=1)
+    undefended, *points = zip(table["test_accuracy"], table["best_auc"], strict=True)
+    named = dict(zip(labels, points, strict=True))
+    draw_trade_off(folder / f"{name}.png", f"{title}: {', '.join(options)}", named, set(labels[settings["pareto"]]), undefended)
