@@ -245,7 +245,8 @@ def test_the_real_run_shows_what_diffence_promises() -> None:
         assert row["diffence"]["labels_changed"] == {"members": 0, "non_members": 0}
         assert row["accuracy"] == without["accuracy"]
     first = defended[0]
-    assert without["attacks"]["entropy"]["auc"] - first["attacks"]["entropy"]["auc"] >= 0.10
+    before, after = (row["attacks"]["entropy"]["auc"] for row in (without, first))
+    assert before - after >= max(0.10, (before - 0.5) / 2)
     assert first["best"]["auc"] <= first["gap_floor"] + 0.03
 
 
@@ -322,6 +323,9 @@ def test_selena_protects_with_fewer_sub_models_than_the_papers(dataset: str) -> 
     options = rows["selena", None]["config"]["defenses"]["selena"]
     assert (options["k"], options["l"]) == (5, 2)
     assert best(rows["selena", None]).high < best(rows["undefended", None]).low
+    if dataset == "cifar10":
+        accuracy = {name: rows[name, None]["accuracy"]["non_members"] for name in ("selena", "undefended")}
+        assert 100 * (accuracy["selena"] - accuracy["undefended"]) < 3 * paper("selena").delta
 
 
 def test_every_defense_that_costs_accuracy_in_the_paper_costs_more_on_cifar10() -> None:
