@@ -1,5 +1,6 @@
-# Sourced by the shell scripts: sets $PYTHON to an interpreter that has the dependencies of pyproject.toml, and those of its
-# extra $EXTRA where that is set: the active one if it has them, else that of .venv, which is made (once) where it is missing.
+# The shell scripts source this file. It sets $PYTHON to an interpreter with the dependencies of pyproject.toml, and, if $EXTRA is
+# set, with those of that extra. This is $PYTHON, or else the active interpreter, if it has the dependencies. Otherwise it is the
+# interpreter of .venv, into which the dependencies are installed once.
 _root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
 _has_dependencies() {
@@ -40,7 +41,7 @@ if ! _has_dependencies "$PYTHON"; then
             echo "error: $PYTHON cannot make a virtual environment: install its venv module (Debian: apt-get install python3-venv)." >&2
             exit 2
         }
-        # One pip call for all: torch and torchvision must be resolved as a pair.
+        # One call of pip installs everything, because the versions of torch and torchvision depend on each other.
         "$_root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$_root${EXTRA:+[$EXTRA]}" || {
             echo "error: the installation failed; the message above says why. Run the same command again to continue." >&2
             exit 2

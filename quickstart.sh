@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on the embedded data set, in minutes on a laptop: see a classifier give away its training set, and Diffence
-# stop it. The same commands under cifar10/, cifar100/ and svhn/ are the paper's experiment. Run it again: it continues.
+# The main experiment on the embedded data set, in minutes on a laptop: attacks find the training set of a classifier, and Diffence
+# protects it. The same commands in cifar10/, cifar100/ and svhn/ are the paper's experiment. A rerun continues a stopped one.
 set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh

@@ -1,12 +1,18 @@
 """`python -m benchmarks.reconstruction --row ROW.json`: the cost of a defended query.
 
-Paired with a plain rendition of the released code in one process, in CPU seconds, with the paper's UNet (35.7 M parameters),
-ResNet18, N = 30 and T = 160, at batch 1 and 10. The rendition: N reconstructions one after the other, each with two network
-calls of which the first (T to T) changes nothing, the classifier with its autograd graph, in float32. Ours is timed in
-float32 and, where the processor computes in it natively, in bfloat16, the setting of paper.yaml (ddpm.bf16). Cost per call
-does not depend on the weights, so they are random here; how many candidates scenario 3 needs depends on them, so that count
-is taken from the JSON row of an evaluation with trained networks (--row), rounded up, and the lazy path is timed with it.
-Also timed: the search of scenario 1's interval. Prints one JSON object, written to --out.
+Three ways to answer a query are timed in CPU seconds, in one process, with the paper's UNet (35.7 M parameters), ResNet18,
+N = 30 and T = 160, at batch sizes 1 and 10:
+
+released: a plain rewrite of the released code, in float32. It makes N reconstructions one after the other, each with two
+    network calls, of which the first (from T to T) changes nothing. The classifier runs with its autograd graph.
+eager: all N candidates at once.
+lazy: `ProtectedClassifier`, which draws candidates one by one until one qualifies.
+
+The last two are timed in float32 and, where the processor has bfloat16 arithmetic, in bfloat16, the setting of paper.yaml
+(ddpm.bf16). The cost of a call does not depend on the weights, which are therefore random. The number of candidates that
+scenario 3 draws does depend on them. It is taken from the JSON row of an evaluation with trained networks (--row), and `lazy`
+is timed with this number, rounded up. The search of scenario 1's interval is timed as well. The result is one JSON object,
+which is printed and written to --out.
 """
 
 import argparse
@@ -35,29 +41,29 @@ N, T = 30, 160
 
 
 def released_query(unet: nn.Module, classifier: nn.Module, images: torch.Tensor, n: int) -> torch.Tensor:
-    """Logits [B, n + 1, C] as the release computes them: one reconstruction at a time, a no-op call in each."""
-    bars = alpha_bars().float()
+    """Logits [B, n + 1, C] as the released code computes them: one reconstruction at a time, each with a superfluous call."""
+    alpha_bar = alpha_bars().float()
     logits = [classifier(images)]
     for _ in range(n):
         with torch.no_grad():
-            x = forward_noise(2 * images - 1, torch.randn_like(images), bars[T], "released")
-            for now, then in ((T, T), (T, 0)):
+            x = forward_noise(2 * images - 1, torch.randn_like(images), alpha_bar[T], "released")
+            for step, next_step in ((T, T), (T, 0)):
                 noise = unet(x, T - 1, return_dict=False)[0]
-                x0 = (x - (1 - bars[now]).sqrt() * noise) / bars[now].sqrt()
-                x = bars[then].sqrt() * x0 + (1 - bars[then]).sqrt() * noise
+                x0 = (x - (1 - alpha_bar[step]).sqrt() * noise) / alpha_bar[step].sqrt()
+                x = alpha_bar[next_step].sqrt() * x0 + (1 - alpha_bar[next_step]).sqrt() * noise
         logits.append(classifier(((x + 1) / 2).clamp(0, 1)))
     return torch.stack(logits, dim=1)
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU time of all threads of this process spent in `work`."""
+    """The CPU time that all threads of this process spend in `work()`."""
     started = time.process_time()
     work()
     return time.process_time() - started
 
 
-def measure(batch: int, bf16: bool, draws: int, repeats: int) -> dict[str, float | str]:
-    """CPU seconds of the three paths at one batch size, interleaved, the least of `repeats`, and their ratios."""
+def time_queries(batch: int, bf16: bool, draws: int, repeats: int) -> dict[str, float | str]:
+    """CPU seconds of the three ways at one batch size, and their ratios. Each time is the least of `repeats`, interleaved."""
     torch.manual_seed(0)
     plain_unet, unet = build_unet(DDPM()).eval(), build_unet(DDPM())
     classifier = build_classifier("resnet18", 10, mean=(0.5,) * 3, std=(0.25,) * 3).eval()
@@ -68,11 +74,11 @@ def measure(batch: int, bf16: bool, draws: int, repeats: int) -> dict[str, float
     def eager() -> torch.Tensor:
         with torch.inference_mode():
             classifier(images)
-            drawn = draw_candidates(reconstruct, images, queries, N, 60)
-            return torch.cat([classifier(part) for part in drawn.flatten(0, 1).split(60)])
+            candidates = draw_candidates(reconstruct, images, queries, N, 60)
+            return torch.cat([classifier(part) for part in candidates.flatten(0, 1).split(60)])
 
     def lazy() -> torch.Tensor:
-        unreachable = Selector("1", 1e9, 2e9)  # no candidate ends the search, so that exactly `draws` are drawn one by one
+        unreachable = Selector("1", 1e9, 2e9)  # no candidate qualifies, so that exactly `draws` are drawn, one by one
         return ProtectedClassifier(classifier, reconstruct, unreachable, draws)(images)
 
     times: dict[str, list[float]] = {"released": [], "eager": [], "lazy": []}
@@ -92,7 +98,7 @@ def measure(batch: int, bf16: bool, draws: int, repeats: int) -> dict[str, float
 
 
 def flops() -> dict[str, float]:
-    """GFLOP of one network evaluation and of one classification (2 per multiply-add)."""
+    """GFLOP of one network evaluation and of one classification. A multiply-add counts as 2."""
     counts = {}
     classifier = build_classifier("resnet18", 10, mean=(0.5,) * 3, std=(0.25,) * 3)
     for name, module, inputs in (
@@ -106,29 +112,29 @@ def flops() -> dict[str, float]:
 
 
 def interval_search_seconds() -> float:
-    """CPU seconds of scenario 1's search over 210 intervals with 1,000 + 1,000 points, 30 candidates, 10 classes."""
+    """CPU seconds of scenario 1's search over 210 intervals, with 1,000 + 1,000 points, 30 candidates and 10 classes."""
     rng = np.random.default_rng(0)
     originals = [rng.normal(size=(1000, 10)) + shift * np.eye(10)[0] for shift in (2.0, 0.0)]
-    fit = Pair(*(CandidateLogits(o, o[:, None] + rng.normal(size=(1000, N, 10))) for o in originals))
+    fit = Pair(*(CandidateLogits(logits, logits[:, None] + rng.normal(size=(1000, N, 10))) for logits in originals))
     return min(cpu_seconds(lambda: fit_selector("1", fit)) for _ in range(3))
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", type=Path, required=True, help="JSON row of an evaluation in scenario 3 with trained networks")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "benchmark_reconstruction.json")
     parser.add_argument("--repeats", type=int, default=2)
     parsed = parser.parse_args()
-    counted = json.loads(parsed.row.read_text())["diffence"]["draws"]
-    mean_draws = sum(counted.values()) / 2
+    draws = json.loads(parsed.row.read_text())["diffence"]["draws"]
+    mean_draws = sum(draws.values()) / 2
     per_call = flops()
     result = {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "n": N,
         "t": T,
-        "draws_per_query": {"from": parsed.row.name, **counted},
+        "draws_per_query": {"from": parsed.row.name, **draws},
         "lazy_timed_with_draws": math.ceil(mean_draws),
         "unet_evaluations": {"released": 2 * N, "eager": N, "lazy": mean_draws},
         **per_call,
@@ -139,7 +145,7 @@ def main() -> None:
         },
         "interval_search_cpu_s": round(interval_search_seconds(), 4),
         "runs": [
-            measure(batch, bf16, math.ceil(mean_draws), parsed.repeats)
+            time_queries(batch, bf16, math.ceil(mean_draws), parsed.repeats)
             for bf16 in sorted({False, native_bf16(torch.device("cpu"))})
             for batch in (1, 10)
         ],

@@ -1,1 +1,1 @@
-"""Diffence: membership privacy of classifiers, measured and defended. All logic, once; the data set folders hold none."""
+"""Diffence: membership-inference attacks on classifiers, and defenses. The folders of the data sets only call this package."""

@@ -1,4 +1,4 @@
-"""What every command line shares: the common options, and one clear sentence with exit code 2 for bad input."""
+"""The options that all command lines share, and the exit codes of scripts."""
 
 import argparse
 import os
@@ -8,16 +8,19 @@ from pathlib import Path
 
 from common.errors import UserError
 
-# On a shared machine, threads that spin while they wait slow one another manyfold; set before torch starts them.
+# Threads that spin while they wait slow down everything else on a shared machine. PyTorch reads this when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parents[1]  # of the repository
 
-DEFAULT_PROFILE = {"synthetic": "small"}  # elsewhere `paper`: a rerun of a table is what the folders exist for
+DEFAULT_PROFILE = {"synthetic": "small"}  # by data set; that of all others is `paper`
 
 
 def make_parser(folder: Path, description: str, *, seed: bool = True, device: bool = True) -> argparse.ArgumentParser:
-    """A parser with --profile, --set and, where they apply, --seed and --device."""
+    """A parser with --profile, --set and, unless they are switched off, --seed and --device.
+
+    The name of `folder` is that of the data set.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -40,7 +43,10 @@ def make_parser(folder: Path, description: str, *, seed: bool = True, device: bo
 
 
 def run_script(main: Callable[[Path, Sequence[str]], None], folder: Path) -> None:
-    """Run `main(folder, arguments)`; a UserError becomes one sentence on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run `main(folder, arguments)` with the arguments of the command line.
+
+    A UserError becomes one sentence on stderr and exit code 2. Ctrl-C becomes exit code 130.
+    """
     try:
         main(folder, sys.argv[1:])
     except UserError as error:
@@ -49,5 +55,5 @@ def run_script(main: Callable[[Path, Sequence[str]], None], folder: Path) -> Non
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on.", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `... | head`: not our business
+    except BrokenPipeError:  # the reader of a pipe has ended, as in `... | head`: no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

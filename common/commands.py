@@ -1,16 +1,57 @@
-"""The command lines of a data set's scripts. Each parses first and imports after, so that --help answers at once."""
+"""The command lines of a data set's scripts.
+
+Every command parses its options before it imports PyTorch, so that --help and the refusal of a wrong option take
+less than a second.
+"""
+
+from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.cli import make_parser
 from common.config import PROTOCOLS, SCENARIOS, load_config, require
 from common.errors import UserError, check_name
 
-# For --help, which imports nothing slow; the registry of defenses is common.defenses.DEFENSES.
+if TYPE_CHECKING:
+    from common.run import Run
+
+# The text of --help. It is not made from common.defenses.DEFENSES, which imports PyTorch.
 DEFENSE_NAMES = "undefended, selena, advreg, hamp, relaxloss, dpsgd, dpsgd-private, memguard, or your own"
+
+# Options that stand for a setting: `--n 10` is `--set diffence.n=10`.
+SETTINGS = {"n": "diffence.n", "t": "diffence.t", "shadows": "attack.shadows"}
+
+
+def _parse(parser: ArgumentParser, folder: Path, arguments: Sequence[str], positive: Sequence[str] = ()) -> Namespace:
+    """Parse the options, and raise UserError for wrong settings, scenarios and protocols before anything slow is imported.
+
+    The options named in `positive` must be at least 1.
+    """
+    parsed = parser.parse_args(arguments)
+    values = vars(parsed)
+    parsed.set += [f"{key}={values[option]}" for option, key in SETTINGS.items() if values.get(option) is not None]
+    load_config(folder, parsed.profile, parsed.set)
+    scenarios = values.get("scenario")
+    for scenario in [scenarios] if isinstance(scenarios, str) else scenarios or []:
+        check_name("scenario", scenario, SCENARIOS)
+    if "protocol" in values:
+        check_name("protocol", parsed.protocol, PROTOCOLS)
+    for option in positive:
+        require(values[option] > 0, f"--{option} must be at least 1, not {values[option]}.")
+    return parsed
+
+
+def _open_defense_run(folder: Path, parsed: Namespace) -> Run:
+    """The run for the parsed options of a command with --defense. Raises UserError for an unknown defense or wrong settings."""
+    from common.defenses import DEFENSES, with_options
+    from common.run import open_run
+
+    check_name("defense", parsed.defense, DEFENSES)
+    return with_options(open_run(folder, parsed))
 
 
 def data_partition(folder: Path, arguments: Sequence[str]) -> None:
@@ -25,7 +66,7 @@ def data_partition(folder: Path, arguments: Sequence[str]) -> None:
 
     run = open_run(folder, parsed)
     if (run.partition_dir / "manifest.json").is_file():
-        load_split(run)  # refuses one that is damaged or was made under other settings
+        load_split(run)  # raises UserError if it is damaged or was made under other settings
         print(f"{run.partition_dir} exists and is intact.")
         return
     root = parsed.root or (Path(os.environ["DIFFENCE_DATA"]) if os.environ.get("DIFFENCE_DATA") else folder / "data")
@@ -40,13 +81,11 @@ def train_defense(folder: Path, arguments: Sequence[str]) -> None:
     parser.add_argument("--part", type=int, metavar="INT", help="train this sub-model only (SELENA: 0..K-1)")
     parsed = _parse(parser, folder, arguments)
     from common.data.partition import load_split
-    from common.defenses import DEFENSES, with_options
-    from common.run import open_run
+    from common.defenses import DEFENSES
     from common.training.loop import accuracy
     from common.training.targets import PostInference, model_path
 
-    check_name("defense", parsed.defense, DEFENSES)
-    run = with_options(open_run(folder, parsed))
+    run = _open_defense_run(folder, parsed)
     defense = DEFENSES[parsed.defense]
     split = load_split(run)
     if parsed.part is not None:
@@ -55,9 +94,9 @@ def train_defense(folder: Path, arguments: Sequence[str]) -> None:
         defense.train_part(run, split, parsed.part)
         return
     model = defense.train(run, split)
-    classifier = model.classifier if isinstance(model, PostInference) else model  # which keeps the labels
-    members, others = (accuracy(classifier, part, run.device) for part in (split.members, split.non_members))
-    print(f"{model_path(run, parsed.defense)}: accuracy {members:.4f} on members, {others:.4f} on non-members")
+    classifier = model.classifier if isinstance(model, PostInference) else model  # post-inference defenses change no label
+    members, non_members = (accuracy(classifier, examples, run.device) for examples in (split.members, split.non_members))
+    print(f"{model_path(run, parsed.defense)}: accuracy {members:.4f} on members, {non_members:.4f} on non-members")
 
 
 def train_shadows(folder: Path, arguments: Sequence[str]) -> None:
@@ -71,34 +110,30 @@ def train_shadows(folder: Path, arguments: Sequence[str]) -> None:
     from tqdm import tqdm
 
     from common.data.partition import load_split
-    from common.defenses import DEFENSES, with_options
     from common.experiments.shadow_models import shadow_run, train_shadow
-    from common.run import open_run
 
-    check_name("defense", parsed.defense, DEFENSES)
-    run = with_options(open_run(folder, parsed))
+    run = _open_defense_run(folder, parsed)
     split = load_split(run)
-    chosen = range(parsed.count) if parsed.index is None else [parsed.index]
-    for index in tqdm(chosen, desc=f"shadow models, {parsed.defense}", unit="model", disable=None):
+    indices = range(parsed.count) if parsed.index is None else [parsed.index]
+    for index in tqdm(indices, desc=f"shadow models, {parsed.defense}", unit="model", disable=None):
         train_shadow(run, split, parsed.defense, index)
-    print(f"{shadow_run(run, 0).models_dir.parent}: {len(chosen)} shadow models under {parsed.defense}")
+    print(f"{shadow_run(run, 0).models_dir.parent}: {len(indices)} shadow models under {parsed.defense}")
 
 
 def train_ddpm(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/diff_defense/train_ddpm.py`"""
-    parsed = _parse(
-        make_parser(folder, f"Train the diffusion model that re-generates images of {folder.name}."), folder, arguments
-    )
+    parser = make_parser(folder, f"Train the diffusion model that re-generates images of {folder.name}.")
+    parsed = _parse(parser, folder, arguments)
     from common.data.partition import load_split
     from common.diffence import ddpm
     from common.run import open_run
 
     run = open_run(folder, parsed)
     split = load_split(run)
-    trained = ddpm.train_ddpm(run, split.members)
-    picture = trained / "reconstructions.png"
+    ddpm_folder = ddpm.train_ddpm(run, split.members)
+    picture = ddpm_folder / "reconstructions.png"
     ddpm.save_grid(run, split, picture)
-    print(f"{trained / 'unet'}: the diffusion model; {picture}: originals above their reconstructions")
+    print(f"{ddpm_folder / 'unet'}: the diffusion model; {picture}: originals above their reconstructions")
 
 
 def draw_candidates(folder: Path, arguments: Sequence[str]) -> None:
@@ -106,7 +141,6 @@ def draw_candidates(folder: Path, arguments: Sequence[str]) -> None:
     parser = make_parser(folder, f"Draw the candidates of all evaluated images of {folder.name}, once for every defense.")
     parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
     parsed = _parse(parser, folder, arguments)
-    check_name("protocol", parsed.protocol, PROTOCOLS)
     from common.data.partition import load_split
     from common.diffence.candidates import draw_all
     from common.run import open_run
@@ -117,68 +151,44 @@ def draw_candidates(folder: Path, arguments: Sequence[str]) -> None:
     print(f"{run.candidates_dir}: {run.config.diffence.n} candidates of every evaluated image")
 
 
-def _parse(parser: ArgumentParser, folder: Path, arguments: Sequence[str]) -> Namespace:
-    """Parse, and refuse a wrong setting before anything slow is imported."""
-    parsed = parser.parse_args(arguments)
-    load_config(folder, parsed.profile, parsed.set)
-    return parsed
-
-
 def evaluate_mia(folder: Path, arguments: Sequence[str]) -> None:
     """`bash <data set>/evaluate_MIAs/evaluate_mia.sh --defense NAME`"""
     parser = make_parser(folder, f"Attack a classifier of {folder.name}, without and with Diffence.")
     parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
-    parser.add_argument(
-        "--scenario", nargs="+", default=["1"], help="1, 2, 3 or average; several are evaluated in one go (default: 1)"
-    )
-    parser.add_argument("--n", type=int, help="candidates an image (default: the profile's)")
+    parser.add_argument("--scenario", nargs="+", default=["1"], help="one or more of 1, 2, 3 and average (default: 1)")
+    parser.add_argument("--n", type=int, help="candidates for each image, N (default: the profile's)")
     parser.add_argument("--t", type=int, help="diffusion step T, 1..1000 (default: the profile's)")
     parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
-    parser.add_argument("--shadows", type=int, help="also LiRA and RMIA, with so many shadow models (train_shadows.py)")
-    parsed = parser.parse_args(arguments)
-    parsed.set += [f"diffence.{key}={value}" for key in ("n", "t") if (value := getattr(parsed, key)) is not None]
-    parsed.set += [f"attack.shadows={parsed.shadows}"] if parsed.shadows is not None else []
-    load_config(folder, parsed.profile, parsed.set)
-    for scenario in parsed.scenario:
-        check_name("scenario", scenario, SCENARIOS)
-    check_name("protocol", parsed.protocol, PROTOCOLS)
-    from common.defenses import DEFENSES, with_options
+    parser.add_argument("--shadows", type=int, help="also LiRA and RMIA, with this many shadow models (train_shadows.py)")
+    parsed = _parse(parser, folder, arguments)
     from common.experiments.evaluate import evaluate
-    from common.report.rows import markdown
-    from common.run import open_run
+    from common.report.rows import tables_markdown
 
-    check_name("defense", parsed.defense, DEFENSES)
-    run = with_options(open_run(folder, parsed))
+    run = _open_defense_run(folder, parsed)
     rows = evaluate(run, parsed.defense, parsed.protocol, parsed.scenario)
     print(f"\n{run.dataset}, {run.profile_name}, protocol {parsed.protocol}, seed {run.seed}\n")
-    print(markdown(rows))
+    print(tables_markdown(rows))
     print(f"\nText, JSON rows, scores and pictures: {run.results_dir(parsed.protocol)}")
 
 
 def attack_diffence(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/evaluate_MIAs/attack_diffence.py --defense NAME`"""
     parser = make_parser(
-        folder, f"Attack Diffence itself on {folder.name}: ask about each image M times, without and with stable."
+        folder, f"Attack Diffence itself on {folder.name}: query each image M times, without and with diffence.stable."
     )
     parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
-    parser.add_argument("--scenario", nargs="+", default=["1", "3"], help="1, 2, 3 or average (default: 1 3)")
-    parser.add_argument("--m", type=int, default=16, help="questions an image (default: 16)")
-    parser.add_argument("--count", type=int, default=200, help="scored images a side, and as many known ones (default: 200)")
-    parsed = _parse(parser, folder, arguments)
-    for scenario in parsed.scenario:
-        check_name("scenario", scenario, SCENARIOS)
-    for option in ("m", "count"):
-        require(getattr(parsed, option) > 0, f"--{option} must be at least 1, not {getattr(parsed, option)}.")
-    from common.defenses import DEFENSES, with_options
-    from common.experiments.repeated_queries import repeated_queries as attack
-    from common.experiments.repeated_queries import result_path
+    parser.add_argument("--scenario", nargs="+", default=["1", "3"], help="one or more of 1, 2, 3 and average (default: 1 3)")
+    parser.add_argument("--m", type=int, default=16, help="queries for each image, M (default: 16)")
+    parser.add_argument(
+        "--count", type=int, default=200, help="scored images of each side, and as many known ones (default: 200)"
+    )
+    parsed = _parse(parser, folder, arguments, positive=("m", "count"))
+    from common.experiments.repeated_queries import repeated_queries, result_path
     from common.report.experiments import repeated_queries_markdown
-    from common.run import open_run
 
-    check_name("defense", parsed.defense, DEFENSES)
-    run = with_options(open_run(folder, parsed))
-    row = attack(run, parsed.defense, parsed.scenario, parsed.m, parsed.count)
-    print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, seed {run.seed}: {row['m']} questions an image\n")
+    run = _open_defense_run(folder, parsed)
+    row = repeated_queries(run, parsed.defense, parsed.scenario, parsed.m, parsed.count)
+    print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, seed {run.seed}: {row['m']} queries for each image\n")
     print(repeated_queries_markdown(row))
     print(f"\nJSON row: {result_path(run, parsed.defense, parsed.m, parsed.count)}")
 
@@ -189,26 +199,37 @@ def label_only(folder: Path, arguments: Sequence[str]) -> None:
         folder, f"Attack a classifier of {folder.name} by its labels alone: gap, augmentation and boundary attack."
     )
     parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
-    parser.add_argument("--count", type=int, default=100, help="scored images a side, and as many known ones (default: 100)")
-    parser.add_argument("--steps", type=int, default=20, help="of HopSkipJump: 20 ask for 6,600 labels an image (default: 20)")
-    parser.add_argument("--scenario", help="ask through Diffence: 1, 2, 3 or average (default: ask the classifier alone)")
+    parser.add_argument(
+        "--count", type=int, default=100, help="scored images of each side, and as many known ones (default: 100)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=20, help="of HopSkipJump; 20 need 6,600 labels for each image (default: 20)"
+    )
+    parser.add_argument("--scenario", help="of Diffence: 1, 2, 3 or average (default: without Diffence)")
     parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
-    parsed = _parse(parser, folder, arguments)
-    if parsed.scenario is not None:
-        check_name("scenario", parsed.scenario, SCENARIOS)
-    check_name("protocol", parsed.protocol, PROTOCOLS)
-    for option in ("count", "steps"):
-        require(getattr(parsed, option) > 0, f"--{option} must be at least 1, not {getattr(parsed, option)}.")
-    from common.defenses import DEFENSES, with_options
-    from common.experiments.label_only import label_only as attack
-    from common.experiments.label_only import result_path
+    parsed = _parse(parser, folder, arguments, positive=("count", "steps"))
+    from common.experiments import label_only as experiment
     from common.report.experiments import label_only_markdown
-    from common.run import open_run
 
-    check_name("defense", parsed.defense, DEFENSES)
-    run = with_options(open_run(folder, parsed))
-    asked = (run, parsed.defense, parsed.protocol, parsed.count, parsed.steps, parsed.scenario)
-    row = attack(*asked)
+    run = _open_defense_run(folder, parsed)
+    settings = (run, parsed.defense, parsed.protocol, parsed.count, parsed.steps, parsed.scenario)
+    row = experiment.label_only(*settings)
     print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, protocol {parsed.protocol}, seed {run.seed}\n")
     print(label_only_markdown(row))
-    print(f"\nJSON row: {result_path(*asked)}")
+    print(f"\nJSON row: {experiment.result_path(*settings)}")
+
+
+def intervals(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/evaluate_MIAs/intervals.py --defense NAME`"""
+    parser = make_parser(folder, f"Compare all intervals of scenario 1 on a classifier of {folder.name} (Figures 9 and 10).")
+    parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
+    parsed = _parse(parser, folder, arguments)
+    from common.experiments import intervals as experiment
+    from common.report.experiments import intervals_markdown
+
+    run = _open_defense_run(folder, parsed)
+    row = experiment.intervals(run, parsed.defense, parsed.protocol)
+    print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, protocol {parsed.protocol}, seed {run.seed}\n")
+    print(intervals_markdown(row))
+    print(f"\nJSON row: {experiment.result_path(run, parsed.defense, parsed.protocol)}")

@@ -1,8 +1,9 @@
-"""Every setting of an experiment: frozen dataclasses that hold the paper's values, filled from a data set's YAML.
+"""Every setting of an experiment, as frozen dataclasses whose defaults are the paper's values.
 
-A profile is a YAML file in the data set's `configs/` (paper.yaml, small.yaml) or a path to one of your own; it names only
-what differs from the defaults here. `--set train.epochs=3` changes one value. A misspelt key, a wrong type or a value out
-of range is refused by name. This module imports no torch, so that `--help` answers at once.
+A profile is a YAML file in the `configs/` folder of a data set (paper.yaml, small.yaml), or a path to a YAML file of your own.
+It names only the settings that differ from the defaults. `--set train.epochs=3` changes one setting. A misspelt key, a wrong
+type or a value out of range raises UserError, which names the key. This module does not import PyTorch, because `--help`
+imports it.
 """
 
 import dataclasses
@@ -18,38 +19,38 @@ from common.errors import UserError, check_name
 
 Options = TypeVar("Options")
 
-# Named here, where nothing slow is imported, for the command lines.
+# Command lines check these names before they import anything slow.
 PROTOCOLS = ("clean", "released")
 SCENARIOS = ("1", "2", "3", "average")
 
 
 def require(condition: bool, sentence: str) -> None:
-    """Refuse a setting with one sentence."""
+    """Raise UserError with `sentence` unless `condition` is true."""
     if not condition:
         raise UserError(sentence)
 
 
 @dataclass(frozen=True)
 class Data:
-    """How many images play each part (paper Section IV-A). Pools are drawn per side: members and non-members alike."""
+    """Numbers of images (paper Section IV-A). `fit`, `known` and `scored` are each a number of members and of non-members."""
 
     members: int = 25_000  # the target's training set
-    reference: int = 25_000  # further training images that no target sees (AdvReg, MemGuard)
+    reference: int = 25_000  # further training images, on which no target is trained (for AdvReg and MemGuard)
     non_members: int = 10_000  # images of the official test set
     fit: int = 1_000  # the defender's points, on which scenarios 1 and 2 fit their interval
     known: int = 1_000  # the attacker's points: thresholds and the NN attack are fitted on them
-    scored: int = 2_000  # the points whose membership is guessed
-    seed: int = 0  # draws the partition; the seed of a run (--seed) does not change it
+    scored: int = 2_000  # the points whose membership the attacker infers
+    seed: int = 0  # of the partition, which does not depend on the seed of a run (--seed)
 
     def __post_init__(self) -> None:
         for name in ("members", "non_members", "fit", "known", "scored"):
             require(getattr(self, name) > 0, f"data.{name} must be at least 1, not {getattr(self, name)}.")
         require(self.reference >= 0, f"data.reference must not be negative, not {self.reference}.")
-        pool = self.fit + self.known + self.scored
+        total = self.fit + self.known + self.scored
         for side in ("members", "non_members"):
             require(
-                pool <= getattr(self, side),
-                f"data.fit + data.known + data.scored = {pool} exceed data.{side} = {getattr(self, side)}: lower them.",
+                total <= getattr(self, side),
+                f"data.fit + data.known + data.scored = {total} exceed data.{side} = {getattr(self, side)}: lower them.",
             )
 
 
@@ -58,21 +59,21 @@ class Model:
     """The target classifier (paper Section IV-A, Appendix A-A)."""
 
     name: str = "resnet18"  # resnet18, densenet121, vgg16, vit
-    width: int = 0  # 0 = as published; a smaller one makes a small run
+    width: int = 0  # 0 = as published; a smaller one saves time
     depth: int = 0  # 0 = as published
 
 
 @dataclass(frozen=True)
 class Train:
-    """The recipe of every classifier (paper Section IV-A): no schedule, no augmentation."""
+    """The training of every classifier (paper Section IV-A): Adam without schedule and augmentation."""
 
     epochs: int = 100
     batch_size: int = 128
     lr: float = 1e-3  # the paper uses 1e-4 for ViT
     weight_decay: float = 1e-6
     amsgrad: bool = True  # set in the released code, not mentioned in the paper
-    best_on_test: bool = True  # also keep the epoch best on the non-members, as released: protocol `released` needs it
-    bf16: bool = False  # bfloat16 autocast, where the device computes in it natively (common/training/loop.py, `autocast`)
+    best_on_test: bool = True  # also save the epoch with the best accuracy on the non-members, for protocol `released`
+    bf16: bool = False  # bfloat16 autocast, if the device computes in it natively (common/training/loop.py, `autocast`)
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, f"train.epochs must be at least 1, not {self.epochs}.")
@@ -82,10 +83,10 @@ class Train:
 
 @dataclass(frozen=True)
 class DDPM:
-    """The diffusion model and its training (paper Section IV-A: Ho et al.'s defaults). Trained on the members' images."""
+    """The diffusion model and its training on the members' images (paper Section IV-A: the defaults of Ho et al.)."""
 
     channels: list[int] = field(default_factory=lambda: [128, 256, 256, 256])
-    layers: int = 2  # residual blocks a level
+    layers: int = 2  # residual blocks in each level
     attention: list[int] = field(default_factory=lambda: [1])  # levels with self-attention (level 1 works at 16 x 16)
     groups: int = 32  # of GroupNorm
     dropout: float = 0.1
@@ -95,10 +96,10 @@ class DDPM:
     warmup: int = 5_000  # steps of linear learning-rate warm-up
     grad_clip: float = 1.0
     ema_decay: float = 0.9999
-    flip: bool = True  # random horizontal flips, wrong for digits
-    max_timestep: int = 1000  # train t in 1..max_timestep only; Diffence never uses t above diffence.t
+    flip: bool = True  # random horizontal flips; wrong for digits
+    max_timestep: int = 1000  # timesteps 1..max_timestep are trained; Diffence uses 1..diffence.t
     save_every: int = 1000  # steps between checkpoints
-    bf16: bool = False  # as train.bf16, in training and in reconstruction
+    bf16: bool = False  # as train.bf16, for training and reconstruction
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "layers", "groups", "save_every"):
@@ -113,16 +114,16 @@ class DDPM:
 
 @dataclass(frozen=True)
 class Diffence:
-    """The defense (paper Section III-B): N candidates an image, noised to step T and denoised."""
+    """Diffence (paper Section III-B): each image has N candidates, which are noised to step T and denoised."""
 
-    n: int = 30  # candidates an image
+    n: int = 30  # candidates for each image, N
     t: int = 160  # diffusion step T, 1..1000
     steps: int = 1  # network evaluations from T to 0 (DDIM)
     forward: Literal["paper", "released"] = "paper"  # Eq. 3, or the reciprocal coefficients of the released code
-    grid: int = 20  # scenario 1 searches all intervals between grid + 1 points
+    grid: int = 20  # scenario 1 searches all intervals between two of grid + 1 points
     js_bins: int = 100  # histogram bins of the Jensen-Shannon divergence
-    batch: int = 256  # images a network call
-    stable: bool = False  # serving: an image's noise comes from a keyed hash of it, so that asking again gives nothing new
+    batch: int = 256  # images in one network call
+    stable: bool = False  # for serving: noise from a keyed hash of the image, so that repeated queries get one answer
 
     def __post_init__(self) -> None:
         for name in ("grid", "js_bins", "batch"):
@@ -142,24 +143,27 @@ class Attack:
     nn_epochs: int = 200
     nn_lr: float = 5e-4
     nn_batch_size: int = 64  # of members and of non-members each
-    nn_held_out: float = 0.2  # of the known points: chooses the epoch and the threshold in the clean protocol
+    nn_held_out: float = 0.2  # share of the known points on which protocol `clean` selects epoch and threshold
     fpr: float = 0.001  # TPR is reported at this FPR, TNR at this FNR
-    shadows: int = 0  # shadow models of LiRA and RMIA, an even number from 4; 0 leaves both out
-    mirror: bool = False  # LiRA and RMIA also ask for the mirrored image
-    lira_variance: Literal["auto", "example", "global"] = "auto"  # global below 64 IN and OUT models
-    lira_tail: Literal["one-sided", "reference"] = "one-sided"  # offline: the paper's, or the released code's two-sided one
+    shadows: int = 0  # shadow models of LiRA and RMIA, an even number from 4; 0 = without these attacks
+    mirror: bool = False  # LiRA and RMIA also query the mirrored image
+    lira_variance: Literal["auto", "example", "global"] = "auto"  # auto = global below 64 IN and OUT models
+    lira_tail: Literal["one-sided", "reference"] = "one-sided"  # offline: as in the paper, or two-sided as in its code
     rmia_gamma: float = 2.0
-    rmia_a: float = 0.3  # offline: P_in = a P_out + 1 - a; its authors take .3 for CIFAR-10 and .6 for CIFAR-100
-    per_class: bool = False  # also fit a threshold per class (Song & Mittal): overfits where known points are few
+    rmia_a: float = 0.3  # offline: P_in = a P_out + 1 - a; the authors use .3 for CIFAR-10 and .6 for CIFAR-100
+    per_class: bool = False  # also fit a threshold for each class (Song & Mittal); overfits if known points are few
 
     def __post_init__(self) -> None:
-        fits = self.shadows == 0 or (self.shadows >= 4 and self.shadows % 2 == 0)
-        require(fits, f"attack.shadows must be an even number from 4, or 0 for none, not {self.shadows}.")
+        is_even_from_4 = self.shadows >= 4 and self.shadows % 2 == 0
+        require(
+            self.shadows == 0 or is_even_from_4,
+            f"attack.shadows must be an even number from 4, or 0 for none, not {self.shadows}.",
+        )
 
 
 @dataclass(frozen=True)
 class Config:
-    """All of the above. `defenses` holds one section for each defense, checked against that defense's own options."""
+    """All settings. `defenses` has a section for each defense, which `read_options` checks."""
 
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -177,24 +181,27 @@ class Config:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain nested dict, for checkpoints and result rows."""
+        """A nested dict of plain values, for checkpoints and rows."""
         return dataclasses.asdict(self)
 
 
 def profile_path(folder: Path, profile: str) -> Path:
-    """The YAML of a profile: `folder/configs/<profile>.yaml`, or `profile` itself where it is a path to a YAML file."""
+    """The YAML file of a profile: `folder`/configs/<profile>.yaml, or `profile` itself if it ends in .yaml or .yml.
+
+    Raises UserError if there is no such file.
+    """
     if profile.endswith((".yaml", ".yml")):
         path = Path(profile)
         require(path.is_file(), f"there is no configuration file {path}.")
         return path
     path = folder / "configs" / f"{profile}.yaml"
-    known = [*sorted(p.stem for p in (folder / "configs").glob("*.yaml")), "or a path that ends in .yaml"]
-    check_name(f"profile of {folder.name}", profile, known)
+    profiles = sorted(file.stem for file in (folder / "configs").glob("*.yaml"))
+    check_name(f"profile of {folder.name}", profile, [*profiles, "or a path that ends in .yaml"])
     return path
 
 
 def load_config(folder: Path, profile: str, overrides: list[str] | None = None) -> Config:
-    """Read a profile of the data set `folder` and apply `key=value` overrides; UserError names what is wrong."""
+    """Read a profile of the data set `folder` and apply `key=value` overrides. UserError names a wrong key or value."""
     path = profile_path(folder, profile)
     source = str(path)
     try:
@@ -206,14 +213,14 @@ def load_config(folder: Path, profile: str, overrides: list[str] | None = None) 
         raise
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(f"{source}: {_one_line(error)}") from error
-    except Exception as error:  # a YAML syntax error: its classes depend on the YAML library underneath
+    except Exception as error:  # a YAML syntax error, whose class depends on the YAML library
         raise UserError(f"{source} is no readable YAML: {_one_line(error)}") from error
     assert isinstance(config, Config)
     return config
 
 
 def read_options(kind: type[Options], section: dict[str, Any], name: str) -> Options:
-    """Check the config section `defenses.<name>` against the options dataclass of that defense."""
+    """The config section `defenses.<name>` as `kind`, the options dataclass of that defense. UserError names a wrong key."""
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), section))  # type: ignore[return-value]
     except UserError:
@@ -223,7 +230,7 @@ def read_options(kind: type[Options], section: dict[str, Any], name: str) -> Opt
 
 
 def _one_line(error: Exception) -> str:
-    """OmegaConf's message with its key, without the lines on object types."""
+    """An error message of OmegaConf on one line, with its key and without the lines about object types."""
     text = str(error)
     key = re.search(r"full_key: (\S+)", text)
     first = " ".join(line for line in text.splitlines() if line and not line.startswith((" ", "\t"))) or text

@@ -1,8 +1,8 @@
-"""`bash all-train-all.sh`: every command behind a set of tables, in dependency order, one after the other.
+"""`bash all-train-all.sh`: run every command behind a set of tables, in the order of their dependencies.
 
-A job whose product exists and was made under the present settings is skipped, so the same command continues what was stopped.
-A product made under other settings is named and left alone. A failure stops the jobs that need it and no others. `--dry-run`
-shows the plan. The jobs are those of common/experiments/plan.py.
+A job is skipped if its product exists and was made under the current settings. The same command therefore continues a stopped
+one. A product that was made under other settings is reported and not changed. A job that fails stops only the jobs that need
+it. `--dry-run` prints the plan. The jobs are planned in common/experiments/plan.py.
 """
 
 from __future__ import annotations
@@ -19,46 +19,52 @@ from common.cli import ROOT, make_parser, run_script
 from common.config import PROTOCOLS, SCENARIOS
 from common.errors import check_name
 
-if TYPE_CHECKING:  # imports PyTorch, for which --help does not wait
+if TYPE_CHECKING:  # imports PyTorch, which would make --help slow
     from common.experiments.plan import Job
 
 PUBLISHED = ("cifar10", "cifar100", "svhn")  # the data sets of the paper's tables
-# The order in which defenses are done, most telling first, where --minutes may not reach the end. Others come after these.
+# The default order of the defenses: the most informative ones first, because --minutes may end a plan early. All others follow.
 PRIORITY = ("undefended", "hamp", "relaxloss", "dpsgd", "selena", "advreg", "memguard")
-EXPERIMENTS = ("label_only", "attack_diffence")  # of a defense, beside its evaluation
-MISSING, DONE = "missing", "done"  # states of a job, as in common/experiments/plan.py
+EXPERIMENTS = ("label_only", "attack_diffence", "intervals")  # further experiments on a defense, by the names of their scripts
 
 
-def dry_run(jobs: Sequence[Job]) -> None:
-    """Print every command and what exists of its product."""
+def print_plan(jobs: Sequence[Job]) -> None:
+    """Print the state and the command of every job."""
     for job in jobs:
         print(f"{job.state():8}  {shlex.join(job.command)}")
 
 
 def run_jobs(jobs: Sequence[Job], minutes: float) -> bool:
-    """Run what is missing until `minutes` have passed (inf: to the end). Prints failures last. True if nothing failed."""
+    """Run the jobs whose products are missing, until `minutes` have passed (inf = no limit). Prints failures at the end.
+
+    Returns whether the products of all jobs exist afterwards.
+    """
     from tqdm import tqdm
 
+    from common.experiments.plan import DONE
+
     deadline = time.monotonic() + 60 * minutes
-    outcome: dict[str, str] = {}
+    states: dict[str, str] = {}  # after the run, by name of the job
     failed = []
     with tqdm(total=len(jobs), unit="job", smoothing=0, disable=None) as progress:
         for job in jobs:
             progress.set_postfix_str(job.name)
-            lacking = [need for need in job.needs if outcome[need] != DONE]
-            outcome[job.name] = f"not run: needs {lacking[0]}" if lacking else _run_job(job, deadline)
+            unmet = [need for need in job.needs if states[need] != DONE]
+            states[job.name] = f"not run: needs {unmet[0]}" if unmet else _run_job(job, deadline)
             progress.update()
-            tqdm.write(f"{outcome[job.name]:8}  {job.name}")
-            if outcome[job.name].startswith("failed"):
+            tqdm.write(f"{states[job.name]:8}  {job.name}")
+            if states[job.name].startswith("failed"):
                 failed.append(job)
     for job in failed:
         tail = "\n".join(job.log.read_text(errors="replace").splitlines()[-8:])
         print(f"\n{job.name} failed. The end of {job.log}:\n{tail}\nRun it alone: {shlex.join(job.command)}", file=sys.stderr)
-    return not failed and all(state == DONE for state in outcome.values())
+    return not failed and all(state == DONE for state in states.values())
 
 
 def _run_job(job: Job, deadline: float) -> str:
-    """Run one job unless its product exists. What it prints goes to its log. Returns its state afterwards."""
+    """Run one job if its product is missing, with its output in its log. Returns the state afterwards."""
+    from common.experiments.plan import DONE, MISSING
+
     before = job.state()
     if before != MISSING:
         return before
@@ -67,10 +73,10 @@ def _run_job(job: Job, deadline: float) -> str:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     interpreter = {"python": [sys.executable], "bash": ["bash"]}[job.command[0]]
     with open(job.log, "w") as log:
-        left = None if deadline == float("inf") else deadline - time.monotonic()
+        timeout = None if deadline == float("inf") else deadline - time.monotonic()
         try:
             code = subprocess.run(
-                [*interpreter, *job.command[1:]], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False, timeout=left
+                [*interpreter, *job.command[1:]], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False, timeout=timeout
             ).returncode
         except subprocess.TimeoutExpired:
             return "out of time: the same command continues it"
@@ -78,18 +84,23 @@ def _run_job(job: Job, deadline: float) -> str:
 
 
 def main(folder: Path, arguments: Sequence[str]) -> None:
-    """The command line of `all-train-all.sh`. `folder` is the repository's root."""
+    """The command line of `all-train-all.sh`. `folder` is the root of the repository."""
     parser = make_parser(folder, "Partition, train and evaluate everything, in dependency order.")
     parser.add_argument("--datasets", nargs="+", default=list(PUBLISHED), help=f"default: {' '.join(PUBLISHED)}")
     parser.add_argument("--defenses", nargs="+", help=f"in this order (default: {' '.join(PRIORITY)}, then all others)")
     parser.add_argument("--scenario", nargs="+", default=["1", "2", "3"], help="of Diffence (default: 1 2 3)")
     parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
-    parser.add_argument("--shadows", type=int, help="also LiRA and RMIA, with so many shadow models of each defense")
+    parser.add_argument("--shadows", type=int, help="also LiRA and RMIA, with this many shadow models of each defense")
     parser.add_argument(
-        "--experiments", nargs="+", default=[], help=f"also, in protocol clean with their defaults: {' or '.join(EXPERIMENTS)}"
+        "--experiments",
+        nargs="+",
+        default=[],
+        help=f"also these, in protocol clean with their defaults: {' or '.join(EXPERIMENTS)}",
     )
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many minutes; a rerun continues")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and what exists, and run nothing")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after this many minutes; the same command continues"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and their states, and run nothing")
     parsed = parser.parse_args(arguments)
     from common.data import DATASETS
     from common.defenses import DEFENSES, with_options
@@ -108,10 +119,9 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
             check_name(kind, name, known)
     parsed.set += [f"attack.shadows={parsed.shadows}"] if parsed.shadows is not None else []
     runs = [with_options(open_run(ROOT / dataset, parsed)) for dataset in parsed.datasets]
-    asked = defenses, parsed.scenario, parsed.protocol, parsed.experiments
-    jobs = [job for run in runs for job in plan_jobs(run, *asked)]
+    jobs = [job for run in runs for job in plan_jobs(run, defenses, parsed.scenario, parsed.protocol, parsed.experiments)]
     if parsed.dry_run:
-        dry_run(jobs)
+        print_plan(jobs)
     elif not run_jobs(jobs, parsed.minutes):
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""Members and non-members side by side: whatever an experiment knows of both travels as one pair."""
+"""A pair of values, one for the members and one for the non-members."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 U = TypeVar("U")
 
-SIDES = ("members", "non_members")  # the names of the two in files and rows
+SIDES = ("members", "non_members")  # the names of the sides in files and rows
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Pair(Generic[T]):
         return iter((self.members, self.non_members))
 
     def map(self, function: Callable[..., U], *others: "Pair[Any]") -> "Pair[U]":
-        """`function` of each side; values of the same side of `others` are its further arguments."""
+        """Apply `function` to each side. Its further arguments are the values of the same side in `others`."""
         return Pair(*(function(*values) for values in zip(self, *others, strict=True)))
 
     def as_dict(self) -> dict[str, T]:
-        """The values by the names of the sides, as rows have them."""
+        """The values by the names of the sides."""
         return dict(zip(SIDES, self, strict=True))

@@ -1,19 +1,21 @@
-"""One run: a data set's folder, a profile, a seed and a device, and where each of its files lies.
+"""A run: a data set, a profile, a seed and a device. It knows where each of its files lies.
 
-<data set>/data/                                     official files
-<data set>/data/partition/<profile>/                 members, reference, non-members, manifest.json
-<data set>/final-all-models/<profile>/seed0/         <model>/<defense>.pt, .best.pt, .log.csv
-<data set>/final-all-models/<profile>/seed0/<model>/shadows/003/ the same for shadow model 3 of this run
-<data set>/diff_defense/diff_models/<profile>/seed0/ the diffusion model (a diffusers folder) and its log
-<data set>/diff_defense/candidates/<profile>/seed0/  reconstructions, shared by all defenses
-<data set>/evaluate_MIAs/outputs/<profile>/seed0/    logits of a defense on images and reconstructions
-<data set>/evaluate_MIAs/results/                    text files, JSON rows and pictures
+<data set>/data/                                                 official files
+<data set>/data/partition/<profile>/                             members, reference, non-members, manifest.json
+<data set>/final-all-models/<profile>/seed0/<model>/             <defense>.pt, .best.pt, .json, .log.csv
+<data set>/final-all-models/<profile>/seed0/<model>/shadows/003/ the same for shadow model 3
+<data set>/diff_defense/diff_models/<profile>/seed0/             the diffusion model (a diffusers folder) and its log
+<data set>/diff_defense/candidates/<profile>/seed0/              candidates, shared by all defenses
+<data set>/evaluate_MIAs/outputs/<profile>/seed0/<model>/        logits of a defense on images and candidates
+<data set>/evaluate_MIAs/results/                                text files, JSON rows and pictures
 """
 
 import argparse
+import platform
 import subprocess
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,21 @@ from common.config import Config, load_config
 from common.errors import UserError
 from common.seeds import derive_seed
 
+SCHEMA = 2  # the version of a row's keys; rows of schema 1 lack `schema` and `versions`, and some lack `kind`
+PACKAGES = ("torch", "torchvision", "diffusers", "opacus", "numpy", "scipy", "scikit-learn")
+
 
 @dataclass(frozen=True)
 class Run:
-    """What a command works on."""
+    """The settings under which a command works, and the folders of its files."""
 
-    folder: Path  # the data set's folder; its name is the data set's
-    profile: str
+    folder: Path  # of the data set, whose name it has
+    profile: str  # a name, or a path to a YAML file
     config: Config
     seed: int
     device: torch.device
-    overrides: tuple[str, ...] = ()  # of --set
-    shadow: tuple[int, int] | None = None  # of a shadow model: its number and the seed of the run that it shadows
+    overrides: tuple[str, ...] = ()  # the changes of --set, such as train.epochs=3
+    shadow: tuple[int, int] | None = None  # for a shadow model: its number, and the seed of the run of its target
 
     @property
     def dataset(self) -> str:
@@ -43,7 +48,7 @@ class Run:
 
     @property
     def profile_name(self) -> str:
-        """`small` for the profile small and for /some/where/small.yaml."""
+        """`small`, for the profile small and for the profile /some/where/small.yaml."""
         return Path(self.profile).stem if self.profile.endswith((".yaml", ".yml")) else self.profile
 
     @property
@@ -52,37 +57,40 @@ class Run:
 
     @property
     def target_seed(self) -> int:
-        """The seed that names files and draws candidates: a shadow model has one of its own but shares both."""
+        """The seed that names folders and draws candidates. A shadow model uses that of its target for both."""
         return self.shadow[1] if self.shadow else self.seed
 
-    def _made_by_run(self, *parts: str) -> Path:
+    def _run_dir(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts) / self.profile_name / f"seed{self.target_seed}"
 
-    def _of_model(self, *parts: str) -> Path:
-        folder = self._made_by_run(*parts) / self.config.model.name
+    def _model_dir(self, *parts: str) -> Path:
+        folder = self._run_dir(*parts) / self.config.model.name
         return folder / "shadows" / f"{self.shadow[0]:03d}" if self.shadow else folder
 
     @property
     def models_dir(self) -> Path:
-        return self._of_model("final-all-models")
+        return self._model_dir("final-all-models")
 
     @property
     def ddpm_dir(self) -> Path:
-        return self._made_by_run("diff_defense", "diff_models")
+        return self._run_dir("diff_defense", "diff_models")
 
     @property
     def candidates_dir(self) -> Path:
-        return self._made_by_run("diff_defense", "candidates")
+        return self._run_dir("diff_defense", "candidates")
 
     @property
     def outputs_dir(self) -> Path:
-        return self._of_model("evaluate_MIAs", "outputs")
+        return self._model_dir("evaluate_MIAs", "outputs")
 
     def results_dir(self, protocol: str) -> Path:
-        """`results/` for the defaults; what differs from them names a folder below it, so that no run overwrites another."""
-        default = DEFAULT_PROFILE.get(self.dataset, "paper")
+        """The folder of the rows: `results/` for the default settings, else a folder in it that is named after the differences.
+
+        Runs with other settings therefore do not overwrite each other's rows.
+        """
+        default_profile = DEFAULT_PROFILE.get(self.dataset, "paper")
         parts = [
-            self.profile_name if self.profile_name != default else "",
+            self.profile_name if self.profile_name != default_profile else "",
             protocol if protocol != "clean" else "",
             f"seed{self.seed}" if self.seed else "",
             *(override.replace("/", "_") for override in self.overrides),
@@ -93,24 +101,25 @@ class Run:
         return self.folder / "evaluate_MIAs" / "results" / name
 
     def command(self, script: str, *arguments: str) -> str:
-        """The command that a message tells the user to run, from the repository's root."""
+        """The command line that runs a script of the data set for this run, from the root of the repository."""
         if self.shadow and script == "train_defense.py":
             script, arguments = "train_shadows.py", (*arguments, f"--index {self.shadow[0]}")
         words = [f"python {self.dataset}/{script}", *arguments, f"--profile {self.profile}"]
         words += [f"--set {override}" for override in self.overrides]
-        seeded = self.target_seed and script != "data_partition.py"
-        return " ".join([*words, f"--seed {self.target_seed}"] if seeded else words)
+        if self.target_seed and script != "data_partition.py":  # the partition does not depend on the seed
+            words.append(f"--seed {self.target_seed}")
+        return " ".join(words)
 
 
 def open_run(folder: Path, arguments: argparse.Namespace) -> Run:
-    """The run that a parsed command line (see common.cli.parser) describes."""
+    """The run for the parsed options of `common.cli.make_parser`."""
     config = load_config(folder, arguments.profile, arguments.set)
     device = pick_device(getattr(arguments, "device", "cpu"))
     return Run(folder, arguments.profile, config, getattr(arguments, "seed", 0), device, tuple(arguments.set))
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one; an unknown or absent device is refused."""
+    """The device `name`, where `auto` is CUDA if there is one. Raises UserError for an unknown or absent device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -125,17 +134,27 @@ def pick_device(name: str) -> torch.device:
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the device has bfloat16 arithmetic: NVIDIA since Ampere, x86 with AVX512-BF16 or AMX."""
+    """Whether the device computes in bfloat16 natively: NVIDIA since Ampere, x86 with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def environment(run: Run) -> dict[str, Any]:
-    """What a result row says of the place it was made in; `bf16`: what was in fact computed in bfloat16."""
+    """The part of a row about the machine and the software.
+
+    Keys of the result:
+    - commit: of the code, see `_commit`
+    - versions: those of Python and of PACKAGES, by name
+    - torch: the version of PyTorch with its build, such as 2.6.0+cpu
+    - device: the name of the GPU, or cpu
+    - threads: of PyTorch on the CPU
+    - bf16: whether training and the diffusion model were computed in bfloat16
+    """
     native = native_bf16(run.device)
     return {
         "commit": _commit(run.dataset),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -144,8 +163,9 @@ def environment(run: Run) -> dict[str, Any]:
 
 
 def provenance(run: Run, defense: str, protocol: str) -> dict[str, Any]:
-    """What every result row says of how it came about."""
+    """The part of a row about its origin, which all kinds of rows have."""
     return {
+        "schema": SCHEMA,
         "dataset": run.dataset,
         "profile": run.profile_name,
         "protocol": protocol,
@@ -160,7 +180,7 @@ def provenance(run: Run, defense: str, protocol: str) -> dict[str, Any]:
 
 
 def _commit(dataset: str) -> str:
-    """The commit of the code, with `+changes` where the working tree differs from it; unknown without git or a clone."""
+    """The commit of the code, with `+changes` if the working tree differs from it; "unknown" without git or a clone."""
     git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
         commit, changed = (

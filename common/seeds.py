@@ -1,4 +1,4 @@
-"""Seeds: every random draw of the project has one of its own, derived from what it is for."""
+"""Seeds of random draws. Every draw has a seed of its own, which is derived from the purpose of the draw."""
 
 import hashlib
 import struct

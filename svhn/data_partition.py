@@ -1,4 +1,4 @@
-"""Find or fetch the data and write members, reference and non-members. All logic is in common/data/partition.py."""
+"""Load or download the official files and partition them. The code is in common/data/partition.py."""
 
 import sys
 from pathlib import Path

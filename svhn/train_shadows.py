@@ -1,4 +1,4 @@
-"""Train shadow models under a defense (--defense NAME --count 64). All logic is in common/experiments/shadow_models.py."""
+"""Train shadow models under a defense (--defense NAME --count 64). The code is in common/experiments/shadow_models.py."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Train a classifier under a defense (--defense NAME). All logic is in common/training/loop.py and common/defenses/."""
+"""Train a classifier under a defense (--defense NAME). The code is in common/training/loop.py and common/defenses/."""
 
 import sys
 from pathlib import Path

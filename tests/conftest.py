@@ -24,8 +24,13 @@ from common.config import Config, Data, Model, Train
 from common.data.partition import Examples, Split, load_split
 from common.data.sources import Source
 from common.data.synthetic import generate
+from common.defenses import memguard
+from common.defenses.memguard import MemGuard
 from common.diffence.candidates import draw_all
+from common.files import save_checkpoint
 from common.run import Run, open_run
+from common.training import predict
+from common.training.targets import load_target, model_path, settings_of
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"  # real data, beside the repository where it is developed
@@ -195,6 +200,22 @@ def defense_run(
     """A run for `random_split(data)` where no profile is: `options` go to the defense, `train` to `Train`."""
     config = Config(data=data, model=model, train=Train(batch_size=BATCH, **train), defenses={defense: options})
     return Run(folder / "synthetic", "small", config, 0, torch.device("cpu"))
+
+
+def planted_memguard(run: Run) -> MemGuard:
+    """MemGuard around the trained undefended classifier, saved where an evaluation looks for it.
+
+    Its guard is untrained, but has a steep slope and guesses 1/2 on average over the members' answers: noise moves it across.
+    """
+    model = memguard.build(run)
+    load_target(run, "undefended", "clean", model.classifier)
+    with torch.no_grad():
+        weight, bias = list(model.guard.parameters())[-2:]
+        weight.mul_(100)
+        bias.sub_(model.guard(predict(model.classifier, load_split(run).members, run.device).softmax(1)).mean())
+    content = {"model": model.state_dict(), "settings": settings_of(run, "memguard"), "facts": {}, "history": [{}]}
+    save_checkpoint(model_path(run, "memguard"), content)
+    return model.eval()
 
 
 def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -60,6 +60,21 @@ def test_the_inference_network_as_published() -> None:
     assert not same(net.state_dict(), InferenceNet(100, seed=1).state_dict())
 
 
+def test_every_layer_of_the_inference_network_but_the_last_is_rectified() -> None:
+    """The forward pass once more, from the layers' weights alone."""
+    net, logits, labels = loud(InferenceNet(CLASSES, 0)), torch.randn(6, CLASSES), torch.arange(6)
+
+    def rectified(x: torch.Tensor, tower: nn.Sequential) -> torch.Tensor:
+        for layer in tower:
+            if isinstance(layer, nn.Linear):
+                x = (x @ layer.weight.T + layer.bias).clamp_min(0)
+        return x
+
+    towers = rectified(logits, net.output), rectified(F.one_hot(labels, CLASSES).float(), net.label)
+    expected = rectified(torch.cat(towers, dim=1), net.head) @ net.score.weight[0] + net.score.bias
+    torch.testing.assert_close(net(logits, labels), expected)
+
+
 def test_the_inference_network_reads_logits_and_label() -> None:
     net, logits = loud(InferenceNet(CLASSES, 0)), torch.randn(6, CLASSES)
     labels = torch.arange(6)
@@ -148,7 +163,7 @@ def test_the_two_networks_leave_each_other_alone(tmp_path: Path) -> None:
     batch = next(iter(objective.batches()))
     f, h = snapshot(objective.model), snapshot(objective.attacker)
     assert any("running_mean" in name for name in f)
-    objective.attack(3)
+    objective.train_attacker(3)
     assert same(snapshot(objective.model), f)
     assert not same(snapshot(objective.attacker), h)
     assert objective.model.training
@@ -191,11 +206,30 @@ def test_nothing_to_learn_leaves_the_attacker_at_chance(tmp_path: Path) -> None:
     assert accuracy > 0.9
 
 
+def test_the_attacker_has_a_learning_rate_of_its_own_and_batches_that_both_sides_can_fill(tmp_path: Path) -> None:
+    run = make_run(tmp_path, attack_lr=0.02)
+    assert [group["lr"] for group in game(run).attack_optimizer.param_groups] == [0.02]
+    split, options = random_split(DATA), options_of(run, "advreg", Options)
+    sizes = [
+        AdvReg(
+            target_classifier(run),
+            InferenceNet(CLASSES, seed=5),
+            split.members.take(slice(members)),
+            split.reference.take(slice(reference)),
+            run.config.train,
+            CPU,
+            options,
+        ).attack_batch_size
+        for members, reference in ((48, 40), (10, 40), (48, 9))
+    ]
+    assert sizes == [16, 10, 9]
+
+
 def test_schedules() -> None:
-    assert Options().round == (26, 2)
-    assert Options(schedule="paper").round == (52, 2)
-    assert Options(attack_batches=3).round == (3, 2)
-    assert Options(defender_batches=1).round == (26, 1)
+    assert Options().steps_per_round == (26, 2)
+    assert Options(schedule="paper").steps_per_round == (52, 2)
+    assert Options(attack_batches=3).steps_per_round == (3, 2)
+    assert Options(defender_batches=1).steps_per_round == (26, 1)
     assert Options().alpha == 6.0
 
 
@@ -203,7 +237,7 @@ def test_an_epoch_by_the_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Warm-up epoch without attack, then two passes of 40 // 16 batches, then 5 attack batches before each 2 batches of f."""
     run = make_run(tmp_path, attack_batches=5, defender_batches=2, warmup_attack_passes=2)
     objective, events = game(run), []
-    monkeypatch.setattr(objective, "attack", lambda steps: events.append(steps))
+    monkeypatch.setattr(objective, "train_attacker", lambda steps: events.append(steps))
     for epoch in range(3):
         for index in objective.batches():
             objective.step(index, epoch)
@@ -224,7 +258,7 @@ def test_attack_batches_are_members_and_reference_images_in_equal_number(
 
     monkeypatch.setattr(objective, "attack_loss", record)
     objective.batches()
-    objective.attack(2)  # one pass over the reference images, 2 x 16 of 40
+    objective.train_attacker(2)  # one pass over the reference images, 2 x 16 of 40
     labels, member = (torch.cat(column) for column in zip(*seen, strict=True))
     assert member.tolist() == 2 * (16 * [True] + 16 * [False])
     for examples_, drawn in ((objective.members, labels[member]), (objective.reference, labels[~member])):
@@ -249,7 +283,7 @@ def test_the_attacker_reads_answers_on_members_and_on_reference_images(tmp_path:
     monkeypatch.setattr(objective, "forward", forward)
     monkeypatch.setattr(objective, "attack_loss", attack_loss)
     objective.batches()
-    objective.attack(3)
+    objective.train_attacker(3)
     assert [len(images) for images in shown] == [32] * 3
 
 
@@ -270,7 +304,7 @@ def test_draws_of_the_attacker_differ_by_epoch_and_leave_the_global_generator_al
         torch.manual_seed(seed)
         objective.batches()
         state = torch.get_rng_state()
-        first.append(next(objective.attack_draws)[0].tolist())
-        objective.attack(2)
+        first.append(next(objective.attacker_batches)[0].tolist())
+        objective.train_attacker(2)
         assert torch.equal(torch.get_rng_state(), state)
     assert first[0] == first[2] != first[1]

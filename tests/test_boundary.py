@@ -185,7 +185,7 @@ def test_confidences_are_never_seen_and_labels_are_counted() -> None:
     loud.shown = 0
     found, same = attack(quiet, images, labels), attack(loud, images, labels)
     np.testing.assert_array_equal(found.distances, same.distances)
-    assert found.asked == quiet.shown == loud.shown
+    assert found.queries == quiet.shown == loud.shown
 
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
@@ -231,7 +231,7 @@ def test_diffence_leaves_label_only_answers_unchanged(selector: Selector) -> Non
     without, with_diffence = attack(model, images, labels), attack(protected, images, labels)
     np.testing.assert_array_equal(with_diffence.distances, without.distances)
     assert (without.distances[2:] > 0).all()
-    assert with_diffence.asked == without.asked
+    assert with_diffence.queries == without.queries
     for score in (gap, lambda one, x, y: augmentation_scores(one, x, y, device=CPU)):
         np.testing.assert_array_equal(score(protected, images, labels), score(model, images, labels))
 

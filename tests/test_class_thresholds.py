@@ -47,3 +47,11 @@ def test_report_fits_thresholds_per_class_on_the_points_of_the_protocol(oracle: 
     labels = Pair(np.array([0, 1]), np.array([0, 1]))
     report = metrics.attack_report(Pair(*sides[:2]), Pair(*sides[2:]), oracle, scored_labels=labels, known_labels=labels)
     assert report["accuracy_per_class"] == accuracy
+
+
+@pytest.mark.parametrize("oracle", [False, True])
+def test_report_reads_the_labels_of_the_points_that_it_fits_on(oracle: bool) -> None:
+    """Class 0 separates at 1 and class 1 at 10, on scored and known points alike; the known ones come in the order 1, 0."""
+    scored, known = (Pair(np.array(order), np.array(order)) for order in ([0, 1], [1, 0]))
+    report = metrics.attack_report(Pair([1, 10], [0, 9]), Pair([10, 1], [9, 0]), oracle, 0.001, scored, known)
+    assert report["accuracy_per_class"] == 1.0

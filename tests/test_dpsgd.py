@@ -41,7 +41,7 @@ def test_without_noise_and_clipping_it_is_plain_sgd(tmp_path: Path) -> None:
     made = private(run)
     plain = Objective(dpsgd.build(run), random_split(DATA).members, run.config.train, CPU)
     plain.model.train()
-    made.private.original_optimizer = torch.optim.SGD(made.model.parameters(), lr=0.01)
+    made.dp_optimizer.original_optimizer = torch.optim.SGD(made.model.parameters(), lr=0.01)
     plain.optimizer = torch.optim.SGD(plain.model.parameters(), lr=0.01)
     for index in Objective.batches(plain):  # not Poisson: three full batches
         got, want = made.step(index, 0), plain.step(index, 0)
@@ -55,7 +55,7 @@ def test_without_noise_and_clipping_it_is_plain_sgd(tmp_path: Path) -> None:
 def test_clipping(tmp_path: Path) -> None:
     """Per-sample gradients 3C u and 0.5C v sum to C u + 0.5C v, the norm being taken over all parameters together."""
     clip = 1.5
-    optimizer = private(make_run(tmp_path, max_grad_norm=clip)).private
+    optimizer = private(make_run(tmp_path, max_grad_norm=clip)).dp_optimizer
     shapes = [parameter.shape for parameter in optimizer.params]
     sizes = [shape.numel() for shape in shapes]
     u, v = torch.nn.functional.normalize(torch.randn(2, sum(sizes), generator=torch.Generator().manual_seed(0)), dim=1)
@@ -201,10 +201,10 @@ def test_samples_do_not_see_each_other(tmp_path: Path, name: str) -> None:
     parameters = list(objective.model.parameters())
     made = []
     for batch in (images, others):
-        objective.private.zero_grad()
+        objective.dp_optimizer.zero_grad()
         cross_entropy(objective.model(batch), labels).backward()
         made.append([parameter.grad_sample[0] for parameter in parameters])  # type: ignore[attr-defined]
-    objective.hooked.disable_hooks()
+    objective.grad_sample_module.disable_hooks()
     alone = torch.autograd.grad(cross_entropy(objective.model(images[:1]), labels[:1]), parameters)
     for first, second, wanted in zip(*made, alone, strict=True):
         torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-4)

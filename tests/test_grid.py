@@ -110,7 +110,7 @@ def test_where_members_are_plain_to_see_the_null_sees_nothing(tmp_path: Path, mo
         return 9.0 * F.one_hot(part.labels, 10) * (part.images[:, :1, 0, 0] == 0)
 
     monkeypatch.setattr(search, "predict", answers)
-    row = search.measure(run, "undefended", Split(black, black, white))
+    row = search.measure_defense(run, "undefended", Split(black, black, white))
     assert row["best_auc"] == 1
     assert row["null_auc"] == pytest.approx(0.5, abs=0.03)  # the standard error is .013 at 1,000 + 1,000 points
 

@@ -169,6 +169,23 @@ def test_the_one_sided_score_ranks_where_the_probability_is_one() -> None:
     assert norm.cdf(50) == norm.cdf(60) == 1
 
 
+def test_float32_phi_are_computed_in_float64() -> None:
+    target, shadow, keep = sampled()
+    narrow = target.astype("f"), shadow.astype("f")
+    wide = narrow[0].astype(float), narrow[1].astype(float)
+    for online in (True, False):
+        scores = lira(*narrow, keep, online=online)
+        assert scores.dtype == np.float64
+        np.testing.assert_array_equal(scores, lira(*wide, keep, online=online))
+
+
+@pytest.mark.parametrize("variance", ["example", "global"])
+def test_shadow_models_that_agree_to_the_last_bit_give_large_finite_scores(variance: Any) -> None:
+    """The spread is then 1e-30: a target above its OUT models is 1e30 deviations above, one below as many below."""
+    scores = lira([[1.0, -1.0]], np.zeros((2, 1, 2)), np.zeros((2, 2), bool), online=False, variance=variance)
+    assert scores == pytest.approx([1e30, -1e30])
+
+
 def test_the_score_of_views_is_the_mean_of_their_scores() -> None:
     target, shadow, keep = sampled(views=2)
     single = [lira(target[[a]], shadow[:, [a]], keep, online=True, variance="example") for a in (0, 1)]
@@ -205,6 +222,7 @@ NAN = np.where(np.arange(5) == 3, np.nan, 0.0)
         (T, S, np.ones_like(K), {}, "5 of 5 points have no OUT model"),
         (T, S, K & (np.arange(5) > 0), {}, "1 of 5 points have no IN model.*offline"),
         (T[:, :1], S[:2, :, :1], half(2, 1), {}, "use 4 or more models"),
+        (T, S[:2], half(2, 5), {}, "use 4 or more models"),
         (T[:, :1], S[:3, :, :1], half(3, 1), {"variance": "example"}, "use 'global'"),
         (T, S, K, {"variance": "globl"}, "Did you mean 'global'"),
         (T, S, K, {"tail": "two-sided"}, "Did you mean 'one-sided'"),

@@ -77,7 +77,7 @@ def test_success_moves_the_guess_across_one_half(guard: Guard) -> None:
 def test_batched_is_the_plain_loop(guard: Guard, steps: int) -> None:
     """The plain loop differentiates the whole loss by autograd. Short searches fail at some weight in some rows."""
     logits = answers(8, seed=2)
-    plain = torch.stack([PLAIN["find_noise_alone"](guard, row, steps) for row in logits])
+    plain = torch.stack([PLAIN["find_noise_single"](guard, row, steps) for row in logits])
     torch.testing.assert_close(find_noise(guard, logits, steps).softmax(1), plain.softmax(1), atol=1e-6, rtol=0)
     if steps == 3:
         assert (plain == logits).all(1).any()
@@ -98,7 +98,7 @@ class Scaled(nn.Module):
 def test_every_distortion_weight_from_a_tenth_to_100_000_is_tried(guard: Guard, factor: float) -> None:
     """The noise comes from the last weight that succeeds: 0.1 or 1 for the faintest guard here, 1e5 for the loudest."""
     logits, scaled = answers(4, seed=2), Scaled(guard, factor)
-    plain = torch.stack([PLAIN["find_noise_alone"](scaled, row, 60) for row in logits])
+    plain = torch.stack([PLAIN["find_noise_single"](scaled, row, 60) for row in logits])
     assert (plain != logits).any(1).all()
     torch.testing.assert_close(find_noise(scaled, logits, 60).softmax(1), plain.softmax(1), atol=1e-6, rtol=0)
 
@@ -114,7 +114,7 @@ def test_a_search_that_meets_another_label_is_held_back_by_the_label_weight() ->
     """From 0.2 on down the first class is not the label of every answer: there the weight of the label decides."""
     logits = torch.randn(8, CLASSES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     logits[:, 0] += 5
-    plain = torch.stack([PLAIN["find_noise_alone"](FirstClass(), row, 200) for row in logits])
+    plain = torch.stack([PLAIN["find_noise_single"](FirstClass(), row, 200) for row in logits])
     assert (plain != logits).any(1).sum() >= 4
     torch.testing.assert_close(find_noise(FirstClass(), logits, 200).softmax(1), plain.softmax(1), atol=1e-6, rtol=0)
 
@@ -189,11 +189,11 @@ def test_chance_of_release() -> None:
     """d = 1.4: q = eps / d, at most 1; 0 where the noise leaves the guess as far from 1/2 on the other side."""
     true, noisy = (torch.tensor([row]).log() for row in ([0.9, 0.1], [0.2, 0.8]))
     for epsilon, chance in ((1.0, 1 / 1.4), (0.7, 0.5), (0.0, 0.0), (1.5, 1.0), (2.0, 1.0)):
-        made = protected(Known(3.0, -1.0), epsilon=epsilon).release_chance(true, noisy)
+        made = protected(Known(3.0, -1.0), epsilon=epsilon).release_probability(true, noisy)
         assert made.item() == pytest.approx(chance, rel=1e-5)
-    assert protected(Known(3.0, -3.0)).release_chance(true, noisy).item() == 0
-    assert protected(Known(1.0, -3.0)).release_chance(true, noisy).item() == 0
-    assert protected(Known(3.0, -1.0)).release_chance(true, true).item() == 0
+    assert protected(Known(3.0, -3.0)).release_probability(true, noisy).item() == 0
+    assert protected(Known(1.0, -3.0)).release_probability(true, noisy).item() == 0
+    assert protected(Known(3.0, -1.0)).release_probability(true, true).item() == 0
 
 
 def test_the_mean_distortion_keeps_the_budget(guard: Guard) -> None:
@@ -205,7 +205,7 @@ def test_the_mean_distortion_keeps_the_budget(guard: Guard) -> None:
     row = logits[far : far + 1].expand(draws, -1)
     for epsilon in (d / 2, d / 5):
         made = protected(guard, epsilon=epsilon, steps=20)
-        q = made.release_chance(row[:1], noisy[far : far + 1]).item()
+        q = made.release_probability(row[:1], noisy[far : far + 1]).item()
         assert q == pytest.approx(epsilon / d)
         mean = distance(made.release(row, torch.arange(draws)), row).mean().item()
         assert mean == pytest.approx(q * d, abs=3 * d * math.sqrt(q * (1 - q) / draws))
@@ -216,7 +216,7 @@ def test_the_budgets_ends(guard: Guard) -> None:
     assert torch.equal(protected(guard, epsilon=0.0, steps=20).release(logits, keys), logits.log_softmax(1))
     noisy = find_noise(guard, logits, 100)
     everything = protected(guard, epsilon=2.0, steps=100)
-    helps = everything.release_chance(logits, noisy) == 1
+    helps = everything.release_probability(logits, noisy) == 1
     assert helps.double().mean() > 0.8
     released = everything.release(logits, keys)
     assert torch.equal(released[helps], noisy.log_softmax(1)[helps])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import CLASSES, defense_run, random_split, same, stop_after
 from torch import Tensor, nn
 
@@ -74,6 +75,22 @@ def test_the_guard_learns_and_both_kinds_weigh_alike() -> None:
             guess = model.guard(confidences)
         assert lowest < guess[0].item() < highest
         assert (guess[-1].item() < -1) == (lowest == 1)
+
+
+def test_a_step_of_the_guard_is_that_of_the_weighted_loss() -> None:
+    """3 members and 9 others: a member weighs 12 / (2 * 3) = 2 and another 12 / (2 * 9) = 2/3, whatever the batch holds."""
+    member = torch.tensor(3 * [1] + 9 * [0])
+    confidences = torch.rand(12, CLASSES, generator=torch.Generator().manual_seed(0)).softmax(1)
+    guard, index = Guard(CLASSES, 0), torch.tensor([0, 1, 5])
+    guess = guard(confidences[index])
+    loss = (2 * F.softplus(-guess[0]) + 2 * F.softplus(-guess[1]) + 2 / 3 * F.softplus(guess[2])) / 3
+    gradients = torch.autograd.grad(loss, list(guard.parameters()))
+    expected = [(weight - 0.1 * slope).detach() for weight, slope in zip(guard.parameters(), gradients, strict=True)]
+    model = MemGuard(nn.Identity(), guard, Options(), 0)
+    training = GuardTraining(model, Examples(confidences, member), Train(lr=0.1), CPU)
+    right = int(((guess > 0) == member[index]).sum())
+    assert training.step(index, 0) == (pytest.approx(loss.item(), rel=1e-5), right)
+    torch.testing.assert_close(list(guard.parameters()), expected)
 
 
 def test_trained_loaded_and_served(tmp_path: Path) -> None:

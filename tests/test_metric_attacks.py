@@ -105,3 +105,11 @@ def test_correctness_is_the_gap_attack() -> None:
     a, b = METRIC_ATTACKS["correctness"](members), METRIC_ATTACKS["correctness"](others)
     assert metrics.auc(a, b) == pytest.approx(0.65)
     assert metrics.best_threshold(a, b) == (1.0, pytest.approx(0.65))
+
+
+@pytest.mark.parametrize("name", METRIC_ATTACKS)
+def test_a_point_is_scored_whatever_its_neighbours_are(name: str) -> None:
+    rng = np.random.default_rng(0)
+    outputs = Outputs(rng.normal(0, 3, (20, 6)), rng.integers(0, 6, 20))
+    alone = [METRIC_ATTACKS[name](outputs.take(np.array([i])))[0] for i in range(20)]
+    np.testing.assert_allclose(METRIC_ATTACKS[name](outputs), alone, rtol=1e-12)

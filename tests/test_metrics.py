@@ -211,6 +211,20 @@ def test_report_rates_are_strict_with_an_oracle_only() -> None:
     assert metrics.attack_report(Pair(*EXAMPLE), Pair([1], [0]), oracle=False, fpr=0.0005)["tpr_at_fpr"]["rate"] == 0.25
 
 
+def test_report_bounds_both_error_rates_alike() -> None:
+    """The example with its sides swapped and negated: what was said of TPR at an FPR holds of TNR at an FNR."""
+    swapped = Pair([-score for score in EXAMPLE[1]], [-score for score in EXAMPLE[0]])
+    for oracle, fpr, rate in ((True, 0.001, 0.25), (False, 0.001, 1.0), (False, 0.0005, 0.25)):
+        report = metrics.attack_report(swapped, Pair([1], [0]), oracle=oracle, fpr=fpr)
+        assert report["tnr_at_fnr"]["rate"] == rate
+
+
+def test_errors_are_counted_up_to_the_bound_unless_told_otherwise() -> None:
+    assert (metrics.allowed_errors(0.001, 2000), metrics.allowed_errors(0.001, 2000, strict=True)) == (2, 1)
+    assert metrics.pool_warnings(1000, 1000) == []
+    assert len(metrics.pool_warnings(1000, 1000, strict=True)) == 2
+
+
 def test_report_is_json() -> None:
     report = metrics.attack_report(Pair(*EXAMPLE), Pair([0], [1]), oracle=False)  # known points that call for +inf
     assert report["threshold"] is None

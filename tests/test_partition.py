@@ -15,7 +15,7 @@ from conftest import Call, refusal, tiny_run, write_profile
 from common.commands import data_partition
 from common.config import Data
 from common.data import partition
-from common.data.partition import PARTS, draw, evaluation_pools, load_split, write_partition
+from common.data.partition import PARTS, draw_indices, evaluation_pools, load_split, write_partition
 from common.data.sources import Source
 from common.errors import UserError
 from common.run import Run
@@ -40,7 +40,7 @@ def manifest_of(run: Run) -> dict[str, Any]:
 
 
 def test_parts_are_disjoint_draws_without_repetition() -> None:
-    drawn = draw(SMALL, train_size=50, test_size=40)
+    drawn = draw_indices(SMALL, train_size=50, test_size=40)
     assert {part: len(index) for part, index in drawn.items()} == {"members": 30, "reference": 20, "non_members": 25}
     assert sorted([*drawn["members"], *drawn["reference"]]) == list(range(50))
     assert len(set(drawn["non_members"])) == 25
@@ -50,20 +50,20 @@ def test_parts_are_disjoint_draws_without_repetition() -> None:
 
 
 def test_the_draw_depends_on_its_seed_alone() -> None:
-    first = draw(SMALL, 50, 40)
-    again = draw(replace(SMALL), 50, 40)
-    other = draw(replace(SMALL, seed=1), 50, 40)
+    first = draw_indices(SMALL, 50, 40)
+    again = draw_indices(replace(SMALL), 50, 40)
+    other = draw_indices(replace(SMALL, seed=1), 50, 40)
     for part in PARTS:
         assert list(first[part]) == list(again[part])
         assert set(first[part]) != set(other[part])
     assert first["members"][:5].tolist() == [30, 47, 27, 8, 15]  # on every machine
     assert first["non_members"][:5].tolist() == [9, 10, 8, 13, 29]
-    fewer = draw(replace(SMALL, members=20, reference=0), 50, 40)
+    fewer = draw_indices(replace(SMALL, members=20, reference=0), 50, 40)
     assert list(fewer["members"]) == list(first["members"][:20])
 
 
 def test_members_are_a_fair_sample() -> None:
-    drawn = draw(Data(members=25_000, reference=25_000, non_members=10_000), 50_000, 10_000)
+    drawn = draw_indices(Data(members=25_000, reference=25_000, non_members=10_000), 50_000, 10_000)
     assert abs(drawn["members"].mean() - 25_000) < 400  # 6 standard deviations
     counts = np.histogram(drawn["members"], bins=10, range=(0, 50_000))[0]
     assert abs(counts - 2_500).max() < 160  # 5 standard deviations
@@ -71,9 +71,9 @@ def test_members_are_a_fair_sample() -> None:
 
 def test_more_than_there_is_is_refused() -> None:
     with pytest.raises(UserError, match="= 50 exceed the 49 official training images"):
-        draw(SMALL, 49, 40)
+        draw_indices(SMALL, 49, 40)
     with pytest.raises(UserError, match=r"data\.non_members = 25 exceed the 24 official test images"):
-        draw(SMALL, 50, 24)
+        draw_indices(SMALL, 50, 24)
 
 
 # Pools

@@ -5,14 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import planted_memguard, tiny_run
+from matplotlib.figure import Figure
 from torch import nn
 
+from common.attacks import METRIC_ATTACKS, Outputs
 from common.config import Config
-from common.data.partition import Pools
+from common.data.partition import Pools, evaluation_pools, load_split
 from common.defenses import DefendedModel
 from common.diffence.candidates import query_ids
-from common.experiments.collect import LabelledLogits
-from common.experiments.evaluate import DefendedOutputs, defend
+from common.diffence.select import Selector
+from common.experiments.collect import LabelledLogits, collect
+from common.experiments.evaluate import DefendedOutputs, defend, evaluate
 from common.pair import Pair
 from common.run import Run
 from common.training.targets import PostInference
@@ -58,3 +62,24 @@ def test_without_a_post_inference_defense_the_selected_predictions_are_released(
     outputs = defended(DefendedModel(nn.Identity(), None), None).outputs
     for side, before in zip(outputs, collected(), strict=True):
         np.testing.assert_array_equal(side.logits, before.original)
+
+
+def test_memguard_is_evaluated_on_what_diffence_selects_from_the_bare_classifier(
+    copied_drawn: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stored scores are those of: the classifier's answers, then the selection, then MemGuard once for each image."""
+    monkeypatch.setattr(Figure, "savefig", lambda *rest, **options: None)  # most of the time
+    run = tiny_run(copied_drawn, tiny, "defenses.memguard={steps: 20, epsilon: 0.2}", "attack.nn_epochs=1")
+    split, scored = load_split(run), np.array(evaluation_pools(run.config.data, "clean").scored)
+    defense = planted_memguard(run)
+    evaluate(run, "memguard", "clean", ["3"])
+    sides = collect(run, "undefended", "clean", defense.classifier, split)
+    for end, selector in (("", None), ("_w_Diffence_scenario3", Selector("3"))):
+        expected = []
+        for name, side in sides.as_dict().items():
+            logits = side.original if selector is None else selector.release(side.candidates, side.original)
+            released = defense.release(torch.from_numpy(logits), query_ids(name, range(len(logits)))).numpy()
+            expected.append(METRIC_ATTACKS["confidence"](Outputs(released, side.labels).take(scored)))
+            assert (np.abs(released - torch.from_numpy(logits).log_softmax(1).numpy()).max(1) > 0.01).mean() > 0.1
+        stored = np.load(run.results_dir("clean") / "scores" / f"confidence-based-memguard{end}.npy")[:, 0]
+        np.testing.assert_allclose(stored, np.concatenate(expected), atol=1e-4)

@@ -115,6 +115,13 @@ def test_it_is_an_ordinary_module(parts: tuple[nn.Module, DiffusionReconstructor
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
 
 
+@pytest.mark.parametrize("scenario", ["3", "average"])
+def test_answers_have_the_type_of_the_classifiers_logits(
+    parts: tuple[nn.Module, DiffusionReconstructor], scenario: str
+) -> None:
+    assert ProtectedClassifier(*parts, Selector(scenario), 2)(images(3, 55)).dtype == torch.float32
+
+
 def test_served_images_are_new_queries_unless_named(parts: tuple[nn.Module, DiffusionReconstructor]) -> None:
     x = images(8, 50)
     protected = ProtectedClassifier(*parts, Selector("average"), 2)

@@ -32,7 +32,9 @@ from common.diffence import ddpm
 from common.diffence.protect import ProtectedClassifier
 from common.metrics.privacy import auc
 from common.pair import Pair
-from common.report import pages
+from common.report.load import load_rows
+from common.report.paper import PAPER_DEFENSES, paper_table
+from common.report.rows import name_columns
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 Row = dict[str, Any]
@@ -117,7 +119,7 @@ def test_commands_name_what_exists() -> None:
 
 def test_the_sample_of_what_quickstart_prints() -> None:
     """Each line of its table, as far as it is shown, is what the committed rows of the same run say."""
-    rows = {(row["defense"], pages.names(row)["Diffence"]): row for row in pages.load_rows(ROOT)["synthetic", SMALL]}
+    rows = {(row["defense"], name_columns(row)["Diffence"]): row for row in load_rows(ROOT)["synthetic", SMALL]}
     sample = next(block for block in fenced("README.md") if "1/4" in block)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in sample.splitlines() if line.startswith("|")]
     head, *table = lines
@@ -205,12 +207,12 @@ def test_the_examples_of_attacks_are_attacks() -> None:
 SMALL = "small-clean-seed0"
 SHADOWED = f"{SMALL}-attack.shadows=16"
 BOTH = pytest.mark.parametrize("dataset", ["cifar10", "synthetic"])
-EARLIER_DEFENSES = set(pages.ORDER) - {"undefended"}
+EARLIER_DEFENSES = set(PAPER_DEFENSES) - {"undefended"}
 
 
 def by_name(dataset: str, setting: str = SMALL) -> dict[tuple[str, str | None], Row]:
     """The committed rows of a setting by defense and scenario; None is without Diffence."""
-    rows = pages.load_rows(ROOT)[dataset, setting]
+    rows = load_rows(ROOT)[dataset, setting]
     return {(row["defense"], row["diffence"]["scenario"] if row["diffence"] else None): row for row in rows}
 
 
@@ -222,14 +224,14 @@ def best(row: Row) -> SimpleNamespace:
 
 def paper(defense: str, scenario: str = "without") -> SimpleNamespace:
     """The line of the paper's Table III: `auc` 0..1 and `delta`, points of accuracy over the undefended classifier."""
-    table = {(line["defense"], line["scenario"]): line for line in pages.paper_table(ROOT).to_dict("records")}
+    table = {(line["defense"], line["scenario"]): line for line in paper_table(ROOT).to_dict("records")}
     line = table[defense, scenario]
     return SimpleNamespace(auc=line["auc"] / 100, delta=line["accuracy_delta"])
 
 
 def test_scenarios_1_to_3_change_no_label_and_no_accuracy() -> None:
     """In every committed evaluation, whatever its data set, profile and defense."""
-    for key in pages.load_rows(ROOT):
+    for key in load_rows(ROOT):
         rows = by_name(*key)
         for (defense, scenario), row in rows.items():
             if scenario in ("1", "2", "3"):
@@ -254,7 +256,7 @@ def test_the_real_run_shows_what_diffence_promises() -> None:
 def test_scenario_1_lowers_the_best_of_five_on_every_defense(dataset: str) -> None:
     rows = by_name(dataset)
     defenses = {defense for defense, _ in rows}
-    assert defenses >= set(pages.ORDER)
+    assert defenses >= set(PAPER_DEFENSES)
     for defense in defenses:
         assert rows[defense, "1"]["best"]["auc"] < rows[defense, None]["best"]["auc"], defense
 
@@ -286,7 +288,7 @@ def test_the_released_forward_process_changes_the_best_auc_by_less_than_its_inte
 
 
 def test_without_diffence_every_auc_on_cifar10_is_above_the_papers() -> None:
-    for defense in pages.ORDER:
+    for defense in PAPER_DEFENSES:
         assert best(by_name("cifar10")[defense, None]).auc > paper(defense).auc
 
 

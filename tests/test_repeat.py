@@ -1,6 +1,7 @@
 """Attackers who ask about an image many times, beside closed forms; and the command that measures them."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ from conftest import Call, refusal, tiny_run
 from scipy.stats import binom, norm, poisson
 
 import common.experiments.repeated_queries
-from common.attacks.repeated_queries import Answers, Repeated, averaged, features, gap, learned, nearby, once
+from common.attacks.repeated_queries import (
+    Answers,
+    RepeatedAnswers,
+    features,
+    gap_attack,
+    loss_attack,
+    mean_loss_attack,
+    nearby_images,
+    regression_attack,
+)
 from common.commands import attack_diffence
 from common.errors import UserError
 from common.metrics.privacy import auc, best_threshold
@@ -26,12 +36,12 @@ def answers(phi: np.ndarray) -> Answers:
     return Answers(np.stack([phi, np.zeros_like(phi)], axis=2), np.zeros(len(phi), np.int64), np.ones(phi.shape, np.int64))
 
 
-def four(parts: Sequence[Answers]) -> Repeated:
+def four(parts: Sequence[Answers]) -> RepeatedAnswers:
     """Answers about scored members and non-members, then about known ones."""
-    return Repeated(Pair(*parts[:2]), Pair(*parts[2:]))
+    return RepeatedAnswers(Pair(*parts[:2]), Pair(*parts[2:]))
 
 
-def noisy(centres: list[float], between: float, within: float, m: int) -> Repeated:
+def noisy(centres: list[float], between: float, within: float, m: int) -> RepeatedAnswers:
     """phi of an image ~ N(centre, between^2), of an answer about it N(that, within^2)."""
     random = np.random.default_rng(0)
     parts = [random.normal(c, between, (IMAGES, 1)) + random.normal(0, within, (IMAGES, m)) for c in centres * 2]
@@ -49,9 +59,22 @@ def reach(scores: Any) -> float:
 def test_averaging_has_the_auc_of_less_noise(within: float, m: int) -> None:
     """At phi near -30, log p = phi to 1e-8: means of Gaussians, with AUC Phi(d / sqrt(2 (tau^2 + s^2 / M)))."""
     asked = noisy([-30, -31], 1.0, within, m)
-    assert reach(averaged(asked)) == pytest.approx(norm.cdf(1 / np.sqrt(2 * (1 + within**2 / m))), abs=SAMPLING)
-    assert reach(once(asked)) == pytest.approx(norm.cdf(1 / np.sqrt(2 * (1 + within**2))), abs=SAMPLING)
-    assert reach(learned(asked, None)) == pytest.approx(reach(averaged(asked)), abs=0.005)
+    assert reach(mean_loss_attack(asked)) == pytest.approx(norm.cdf(1 / np.sqrt(2 * (1 + within**2 / m))), abs=SAMPLING)
+    assert reach(loss_attack(asked)) == pytest.approx(norm.cdf(1 / np.sqrt(2 * (1 + within**2))), abs=SAMPLING)
+    assert reach(regression_attack(asked, None)) == pytest.approx(reach(mean_loss_attack(asked)), abs=0.005)
+
+
+def test_the_gap_and_the_loss_attack_look_at_the_first_answer_alone() -> None:
+    """Of two answers about three images: right then wrong, wrong then right, right twice."""
+    asked = four([answers(np.array([[1.0, -1], [-1, 1], [2, 2]])) for _ in range(4)])
+    assert gap_attack(asked).scored.members.tolist() == [1, 0, 1]
+    np.testing.assert_allclose(loss_attack(asked).scored.members, -np.log1p(np.exp([-1.0, 1.0, -2.0])))
+
+
+def test_an_answer_on_an_end_of_the_interval_lies_inside() -> None:
+    """phi 1, 2, 3 and 4 of a right answer: three of four lie in [1, 3], both ends included."""
+    found = features(answers(np.array([[1.0, 2, 3, 4]])), (1.0, 3.0))
+    assert found[0, 1:].tolist() == pytest.approx([2.5, math.sqrt(1.25), 1, 0.75])
 
 
 def test_the_same_answer_m_times_is_one_answer() -> None:
@@ -60,11 +83,11 @@ def test_the_same_answer_m_times_is_one_answer() -> None:
     def sixteen(side: Answers) -> Answers:
         return Answers(side.logits.repeat(16, axis=1), side.labels, side.drawn.repeat(16, axis=1))
 
-    repeated = Repeated(single.scored.map(sixteen), single.known.map(sixteen))
-    one, mean = once(single), averaged(repeated)
+    repeated = RepeatedAnswers(single.scored.map(sixteen), single.known.map(sixteen))
+    one, mean = loss_attack(single), mean_loss_attack(repeated)
     for a, b in zip((*one.scored, *one.known), (*mean.scored, *mean.known), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert reach(learned(repeated, (2.0, 3.0))) == reach(learned(single, (2.0, 3.0)))
+    assert reach(regression_attack(repeated, (2.0, 3.0))) == reach(regression_attack(single, (2.0, 3.0)))
 
 
 @pytest.mark.parametrize(("m", "known"), [(1, 0.65), (8, 0.92276)])
@@ -82,11 +105,11 @@ def test_who_knows_the_interval_counts_answers_in_it(m: int, known: float) -> No
     asked, counts = four(parts), np.arange(m + 1)
     p, q = (binom.pmf(counts, m, chance) for chance in (0.9, 0.6))
     best = float(((counts[:, None] > counts) * np.outer(p, q)).sum() + (p * q).sum() / 2)
-    found = learned(asked, (19.0, 21.0))
+    found = regression_attack(asked, (19.0, 21.0))
     assert best == pytest.approx(known, abs=1e-5)
     assert reach(found) == pytest.approx(best, abs=0.01)
-    assert reach(averaged(asked)) == pytest.approx(0.5, abs=SAMPLING)
-    assert reach(learned(asked, (0.0, 1.0))) < best - 0.05  # the spread of phi alone tells less
+    assert reach(mean_loss_attack(asked)) == pytest.approx(0.5, abs=SAMPLING)
+    assert reach(regression_attack(asked, (0.0, 1.0))) < best - 0.05  # the spread of phi alone tells less
     threshold, _ = best_threshold(*found.known)
     assert threshold == pytest.approx(0, abs=1.5)  # log-odds
 
@@ -102,15 +125,15 @@ def test_who_takes_the_time_counts_candidates(m: int) -> None:
     counts = np.arange(60 * m)
     p, q = (poisson.pmf(counts, m * mean) for mean in (3.0, 4.0))
     best = float(((counts[:, None] < counts) * np.outer(p, q)).sum() + (p * q).sum() / 2)  # of the sum, which is sufficient
-    assert reach(learned(asked, None, timed=True)) == pytest.approx(best, abs=SAMPLING)
-    assert reach(learned(asked, None)) == pytest.approx(0.5, abs=SAMPLING)
-    assert reach(learned(asked.first(), None, timed=True)) <= reach(learned(asked, None, timed=True))
+    assert reach(regression_attack(asked, None, timed=True)) == pytest.approx(best, abs=SAMPLING)
+    assert reach(regression_attack(asked, None)) == pytest.approx(0.5, abs=SAMPLING)
+    assert reach(regression_attack(asked.first(), None, timed=True)) <= reach(regression_attack(asked, None, timed=True))
 
 
 @pytest.mark.parametrize("interval", [None, (1.0, 3.0)])
 def test_null(interval: tuple[float, float] | None) -> None:
     asked = noisy([2, 2], 1.0, 1.0, 8)
-    for scores in (once(asked), averaged(asked), learned(asked, interval), gap(asked)):
+    for scores in (loss_attack(asked), mean_loss_attack(asked), regression_attack(asked, interval), gap_attack(asked)):
         assert reach(scores) == pytest.approx(0.5, abs=SAMPLING)
 
 
@@ -118,14 +141,15 @@ def test_shuffled_answers_say_nothing_of_membership() -> None:
     """Where the sides never overlap, the null still finds nothing, and keeps every image with its label, scored or known."""
     asked = noisy([30, -30], 1.0, 1.0, 4)
     null = asked.shuffled(0)
-    assert reach(averaged(asked)) == 1
-    for scores in (averaged(null), learned(null, None), gap(null)):
+    assert reach(mean_loss_attack(asked)) == 1
+    for scores in (mean_loss_attack(null), regression_attack(null, None), gap_attack(null)):
         assert reach(scores) == pytest.approx(0.5, abs=SAMPLING)
     for pairs in ((asked.scored, null.scored), (asked.known, null.known)):
         before, after = (np.concatenate([side.logits for side in pair]) for pair in pairs)
         np.testing.assert_array_equal(np.sort(before, axis=None), np.sort(after, axis=None))
         assert (before != after).any()
     assert (asked.shuffled(1).scored.members.logits != null.scored.members.logits).any()
+    np.testing.assert_array_equal(asked.shuffled(0).scored.members.logits, null.scored.members.logits)
 
 
 def test_shuffled_answers_keep_their_labels_and_numbers() -> None:
@@ -153,15 +177,15 @@ def test_features_by_hand() -> None:
 
 def test_nearby_images_are_one_grey_level_away() -> None:
     image = np.array([[0, 255, 7]] * 200, dtype=np.uint8)
-    near = nearby(image, 5, seed=3)
+    near = nearby_images(image, 5, seed=3)
     assert (near.shape, near.dtype) == ((5, 200, 3), np.uint8)
     assert set(near[..., 0].ravel()) == {0, 1}
     assert set(near[..., 1].ravel()) == {254, 255}
     assert set(near[..., 2].ravel()) == {6, 8}
     assert len(np.unique(near.reshape(5, -1), axis=0)) == 5
     assert 0.4 < (near[..., 2] == 8).mean() < 0.6
-    np.testing.assert_array_equal(near, nearby(image, 5, seed=3))
-    assert (near != nearby(image, 5, seed=4)).any()
+    np.testing.assert_array_equal(near, nearby_images(image, 5, seed=3))
+    assert (near != nearby_images(image, 5, seed=4)).any()
 
 
 @pytest.mark.parametrize(
@@ -197,13 +221,13 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: py
         chunk.unlink()
     chunks[4].write_bytes(chunks[4].read_bytes()[:200])  # torn
     asked: list[Any] = []
-    ask = common.experiments.repeated_queries._ask_chunk
+    ask = common.experiments.repeated_queries._query_chunk
 
     def counted(*given: Any) -> Any:
         asked.append(given)
         return ask(*given)
 
-    monkeypatch.setattr(common.experiments.repeated_queries, "_ask_chunk", counted)
+    monkeypatch.setattr(common.experiments.repeated_queries, "_query_chunk", counted)
     answer = call(attack_diffence, copied_drawn, *options)
     assert answer.code == 0, answer.err
     assert len(asked) == 12
@@ -243,7 +267,7 @@ def test_members_and_non_members_keep_their_sides(
         logits[:, np.arange(size), :, labels] += 5.0 if side == "members" else -5.0
         return {"logits": logits, "drawn": np.ones((2, size, m), np.int64), "cpu": np.ones(2)}
 
-    monkeypatch.setattr(common.experiments.repeated_queries, "_ask_chunk", planted)
+    monkeypatch.setattr(common.experiments.repeated_queries, "_query_chunk", planted)
     options = ("--profile", tiny, "--device", "cpu", "--defense", "undefended", "--m", 3, "--count", 30, "--scenario", 1)
     assert call(attack_diffence, copied_drawn, *options).code == 0
     path = tiny_run(copied_drawn, tiny).results_dir("clean") / "attack_diffence-undefended-m3-30images.json"

@@ -16,6 +16,7 @@ SCRIPTS = (
     "evaluate_MIAs/evaluate_mia.py",
     "evaluate_MIAs/attack_diffence.py",
     "evaluate_MIAs/label_only.py",
+    "evaluate_MIAs/intervals.py",
 )
 EVALUATE = "synthetic/evaluate_MIAs/evaluate_mia.sh"
 

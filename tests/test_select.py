@@ -154,6 +154,19 @@ def test_candidates_on_the_ends_of_intervals_are_inside_both() -> None:
     np.testing.assert_allclose(interval_divergences(Pair(members, others), ends, 40), expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(("bins", "divergence"), [(1, 0.0), (2, np.log(2)), (4, np.log(2))])
+def test_the_divergence_of_two_sides_that_lie_apart(bins: int, divergence: float) -> None:
+    """All members at phi .2 and all others at .6: no bin has both, the highest value being in the last; one bin has all."""
+    fit = Pair(*(CandidateLogits(logits(np.full(5, value)), logits(np.full((5, 2), value))) for value in (0.2, 0.6)))
+    np.testing.assert_allclose(interval_divergences(fit, np.array([0.0, 1.0]), bins), [divergence], atol=1e-12)
+
+
+def test_the_divergence_is_taken_over_the_whole_range_of_phi_however_narrow() -> None:
+    """phi .1 and .2 against .2 and .3, in three bins of a range of .2: half of the mass is shared, JS = log(2) / 2."""
+    fit = Pair(*(CandidateLogits(logits([9.0, 9.0]), logits([[low], [high]])) for low, high in ((0.1, 0.2), (0.2, 0.3))))
+    np.testing.assert_allclose(interval_divergences(fit, np.array([0.0, 1.0]), 3), [np.log(2) / 2])
+
+
 def test_members_above_all_non_members() -> None:
     members, others = points(0, 40, 5, 40.0), points(1, 40, 5, 2.0)
     low, high = phi(others.candidates)[others.keeps_label].max(), phi(members.candidates)[members.keeps_label].min()

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Call, defense_run, random_split, refusal, tiny_run
+from conftest import Call, defense_run, planted_memguard, random_split, refusal, tiny_run
 from scipy.special import logit
 
 from common.attacks.contract import Scores, shuffled_scores
-from common.attacks.shadow import SHADOW_ATTACKS, ShadowOutputs
+from common.attacks.shadow import SHADOW_ATTACKS, ShadowOutputs, possible_attacks
 from common.attacks.shadow import shadow_attacks as attacks_on
 from common.commands import evaluate_mia, train_shadows
 from common.config import Attack, Data
@@ -24,7 +24,7 @@ from common.diffence.select import Selector
 from common.experiments import shadow_scores as shadow_attacks
 from common.experiments.collect import collect
 from common.experiments.shadow_models import train_shadow
-from common.experiments.shadow_scores import Questions, answers
+from common.experiments.shadow_scores import Queries, model_phi
 from common.metrics.privacy import Floats, phi
 from common.pair import Pair
 from common.run import Run
@@ -46,19 +46,25 @@ def test_stored_candidates_are_those_that_were_drawn(copied_drawn: Path, tiny: P
     assert own > 0
 
 
-def test_the_target_is_asked_as_the_other_attacks_ask_it(copied_drawn: Path, tiny: Path) -> None:
-    """Drawn lazily through ProtectedClassifier, or all at once from stored logits: the same phi."""
-    run = tiny_run(copied_drawn, tiny)
+@pytest.mark.parametrize("defense", ["undefended", "memguard"])
+def test_the_target_is_asked_as_the_other_attacks_ask_it(defense: str, copied_drawn: Path, tiny: Path) -> None:
+    """Drawn lazily through ProtectedClassifier, or all at once from stored logits: the same phi, behind MemGuard as well."""
+    run = tiny_run(copied_drawn, tiny, "defenses.memguard={steps: 20, epsilon: 2.0}")
     split, asked = load_split(run), np.arange(40, 90)
+    post_inference = planted_memguard(run) if defense == "memguard" else None
     sides = collect(run, "undefended", "clean", load_target(run, "undefended", "clean", target_classifier(run)), split)
+    bare = []
     for selector in (None, Selector("3"), Selector("1", 0.5, 1.0)):
-        got = answers(run, "undefended", "clean", Questions(split, asked, selector, StoredCandidates(run)), False)
-        logits = [
-            side.original[asked] if selector is None else selector.release(side.candidates, side.original)[asked]
-            for side in sides
-        ]
-        labels = [side.labels[asked] for side in sides]
-        np.testing.assert_allclose(got, np.concatenate([phi(z, y) for z, y in zip(logits, labels, strict=True)]), atol=1e-3)
+        got = model_phi(run, defense, "clean", Queries(split, asked, selector, StoredCandidates(run)), False)
+        expected = []
+        for name, side in sides.as_dict().items():
+            logits = side.original if selector is None else selector.release(side.candidates, side.original)
+            bare.append(phi(logits[asked], side.labels[asked]))
+            if post_inference is not None:
+                logits = post_inference.release(torch.from_numpy(logits), query_ids(name, range(len(logits)))).numpy()
+            expected.append(phi(logits[asked], side.labels[asked]))
+        np.testing.assert_allclose(got, np.concatenate(expected), atol=1e-3)
+        assert (np.abs(got - np.concatenate(bare[-2:])).max() > 0.1) == (defense == "memguard")
 
 
 def test_an_evaluation_with_shadow_models(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +105,8 @@ def test_the_null_keeps_scores_and_forgets_membership() -> None:
         assert sorted(np.concatenate([*after])) == sorted(np.concatenate([*before]))
         assert list(after.map(len)) == list(before.map(len))
     assert 30 < (null.scored.members < 0).sum() < 70
+    np.testing.assert_array_equal(shuffled_scores(scores, 0).scored.members, null.scored.members)
+    assert not np.array_equal(shuffled_scores(scores, 1).scored.members, null.scored.members)
 
 
 # scores worked out by hand
@@ -137,7 +145,7 @@ def planted_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
         images = names(split.members.take(asked)) + names(split.non_members.take(asked))
         return np.array([2.0 * (image in trained[model]) + (1 if model < 2 else -1) for image in images])
 
-    monkeypatch.setattr(shadow_attacks, "answers", planted)
+    monkeypatch.setattr(shadow_attacks, "model_phi", planted)
     found = shadow_attacks.shadow_scores(run, "undefended", "clean", split, pools, None)
     known, scored = slice(8), slice(8, 18)  # of the 18 points of a side that are asked about
     sides = Pair(targets[:18], targets[18:])
@@ -152,12 +160,38 @@ def test_lira_takes_every_image_for_in_where_the_model_was_trained_on_it(planted
             np.testing.assert_allclose(side, 2 * points - 2)
 
 
+def test_every_attack_with_shadow_models_says_the_labels_of_its_scores(planted_scores: tuple[dict, Scores]) -> None:
+    """Known are 8 points from position 6 on, scored the 10 that follow, on both sides."""
+    split = random_split(Data(members=24, reference=0, non_members=30, fit=6, known=8, scored=10))
+    members, others = split.members.labels.numpy(), split.non_members.labels.numpy()
+    for scores in planted_scores[0].values():
+        assert scores.scored_labels is not None and scores.known_labels is not None
+        expected = members[14:24], others[14:24], members[6:14], others[6:14]
+        for labels, own in zip((*scores.scored_labels, *scores.known_labels), expected, strict=True):
+            np.testing.assert_array_equal(labels, own)
+
+
 def test_rmia_compares_with_the_known_non_members(planted_scores: tuple[dict, Scores]) -> None:
     """P_out is 1/2 everywhere: at gamma 1 a score is the share of known non-members of which the target is less sure."""
     scores, target = planted_scores[0]["rmia-offline"], planted_scores[1]
     for found, points in zip(scores.scored, target.scored, strict=True):
         np.testing.assert_array_equal(found, (points[:, None] > target.known.non_members).mean(axis=1))
     assert len(np.unique([*scores.scored])) > 3
+
+
+@pytest.mark.parametrize(
+    ("keep", "names"),
+    [
+        ([[0, 0]], ["rmia-offline"]),
+        ([[0, 0], [0, 0]], ["lira-offline", "rmia-offline"]),
+        ([[0, 1], [1, 0]], ["rmia-online", "rmia-offline"]),
+        ([[1, 1], [1, 1], [0, 0]], ["rmia-online", "rmia-offline"]),  # one OUT model of each point: no spread
+        ([[0, 1], [0, 1], [1, 0]], list(SHADOW_ATTACKS)),
+        ([[0, 1], [0, 0], [0, 0]], ["lira-offline", "rmia-offline"]),  # no IN model of the first point
+    ],
+)
+def test_an_attack_is_possible_where_every_point_has_the_models_that_it_needs(keep: list, names: list[str]) -> None:
+    assert possible_attacks(np.array(keep, dtype=bool)) == names
 
 
 def outputs_of(target: list[float], shadow: list[list[float]], keep: list[list[bool]]) -> ShadowOutputs:

@@ -19,7 +19,7 @@ from conftest import ROOT, SHARED, Call, refusal
 from common.commands import data_partition
 from common.config import load_config
 from common.data import DATASETS
-from common.data.partition import draw
+from common.data.partition import draw_indices
 from common.data.sources import Source
 from common.errors import UserError
 
@@ -242,6 +242,6 @@ def test_half_of_svhn_is_refused(svhn_crops: Path, no_network: None) -> None:
 def test_the_paper_sizes_fit_the_real_sets() -> None:
     for name, train, test in (("cifar10", 50_000, 10_000), ("cifar100", 50_000, 10_000), ("svhn", 73_257, 26_032)):
         for profile in ("paper", "small"):
-            draw(load_config(ROOT / name, profile).data, train, test)
+            draw_indices(load_config(ROOT / name, profile).data, train, test)
     for profile in ("paper", "small"):
-        draw(load_config(ROOT / "synthetic", profile).data, 4_000, 4_000)
+        draw_indices(load_config(ROOT / "synthetic", profile).data, 4_000, 4_000)

@@ -39,6 +39,7 @@ def test_delong_by_hand() -> None:
     low, high = delong_interval([1, 3], [0, 2])
     assert low == pytest.approx(0.75 - 1.959964 * math.sqrt(1 / 8), abs=1e-6)
     assert high == 1.0  # clipped
+    assert delong_interval([0, 2], [1, 3]) == [0.0, pytest.approx(1 - low)]
 
 
 @pytest.mark.parametrize("gap", [0.0, 1.0])

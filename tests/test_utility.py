@@ -11,10 +11,11 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from common.attacks import ATTACKS, Outputs, Scores, suite
+from common.attacks import ATTACKS, NNOptions, Outputs, Scores, suite
 from common.config import Attack, Config, Data, Diffence
 from common.data.partition import Pools, evaluation_pools
 from common.defenses import DefendedModel
+from common.diffence.select import Selector
 from common.errors import UserError
 from common.experiments import evaluate
 from common.experiments.collect import LabelledLogits
@@ -70,6 +71,7 @@ def test_ece_bins_are_open_below_and_closed_above() -> None:
     [
         ([[2.0, 1.0]], [0], 10),
         ([[1.5, -0.5]], [0], 10),
+        ([[0.6, 0.6]], [0], 10),
         ([[np.nan, 1.0]], [0], 10),
         ([[0.5, 0.5]], [0, 1], 10),
         ([0.5, 0.5], [0, 1], 10),
@@ -89,6 +91,22 @@ def test_bins_add_up_and_empty_ones_are_not_numbers() -> None:
     assert bins.accuracy[[6, 9]] == pytest.approx([0, 2 / 3])
     assert bins.confidence[[6, 9]] == pytest.approx([0.62, 0.95])
     assert np.isnan(bins.accuracy[:6]).all()
+
+
+def test_bins_above_the_surest_prediction_are_there_too() -> None:
+    bins = calibration.calibration_bins(with_confidence(np.array([0.62])), [0])
+    assert [len(part) for part in (bins.counts, bins.confidence, bins.accuracy)] == [10, 10, 10]
+
+
+def test_ece_has_ten_bins_unless_told_otherwise() -> None:
+    """.905 (wrong) and .95 (right) share (.9, 1]: |.5 - .9275|. Of eleven bins one ends between them."""
+    assert calibration.ece(with_confidence(np.array([0.905, 0.95])), [1, 0]) == pytest.approx(0.4275)
+
+
+def test_ece_takes_probabilities_that_were_rounded_to_half_precision() -> None:
+    p = np.random.default_rng(0).dirichlet(np.ones(100), 50).astype(np.float16)
+    assert not np.allclose(p.astype(float).sum(1), 1)
+    assert 0 <= calibration.ece(p, np.zeros(50, dtype=int)) <= 1
 
 
 def test_nll_of_closed_forms() -> None:
@@ -124,12 +142,12 @@ def test_phi_of_a_model_that_answers_with_labels_alone_is_drawn_without_a_warnin
 
 
 def test_utility_counts_changed_labels_on_each_side() -> None:
-    released = Pair(Outputs(np.eye(4)[[0, 1, 2, 0]], np.arange(4)), Outputs(np.eye(4), np.array([0, 0, 0, 3])))
+    released = Pair(Outputs(np.eye(4)[[0, 1, 2, 0]], np.arange(4)), Outputs(np.eye(4), np.array([0, 1, 0, 3])))
     worth = measure.utility(released, Pair(np.eye(4), np.eye(4)))
     assert worth["label_agreement"] == {"members": 0.75, "non_members": 1.0}
-    assert worth["accuracy"] == 0.5
-    assert worth["ece"] == pytest.approx(abs(0.5 - math.e / (math.e + 3)))
-    assert worth["nll"] == pytest.approx(math.log(math.e + 3) - 0.5)
+    assert worth["accuracy"] == 0.75
+    assert worth["ece"] == pytest.approx(abs(0.75 - math.e / (math.e + 3)))
+    assert worth["nll"] == pytest.approx(math.log(math.e + 3) - 0.75)
 
 
 # a row's numbers
@@ -154,6 +172,32 @@ def test_best_is_of_the_papers_five() -> None:
     assert row["null"]["attacks"]["m-entropy"] == {"auc": 0.5, "accuracy": 0.5, "accuracy_oracle": 0.5}
     assert [sentence[:3] for sentence in row["warnings"]] == ["TPR", "TNR"]
     assert measure.measure(every(weak), every(weak), "clean", Attack(fpr=0.5))["warnings"] == []
+
+
+def test_the_released_protocol_fits_on_the_scored_points_and_keeps_rates_below_the_bound() -> None:
+    """The scored points separate at 1, the known ones at 3. At a bound of .5 one error in two is allowed, or none below it."""
+    points = [np.array(side, dtype=float) for side in ([1, 2], [0, 0], [3, 4], [1, 2])]
+    scores = every(Scores(Pair(*points[:2]), Pair(*points[2:])))
+    clean, released = (measure.measure(scores, scores, protocol, Attack(fpr=0.5)) for protocol in ("clean", "released"))
+    assert (clean["attacks"]["loss"]["accuracy"], released["attacks"]["loss"]["accuracy"]) == (0.5, 1.0)
+    assert (clean["null"]["attacks"]["loss"]["accuracy"], released["null"]["attacks"]["loss"]["accuracy"]) == (0.5, 1.0)
+    assert clean["warnings"] == []
+    assert [sentence[:3] for sentence in released["warnings"]] == ["TPR", "TNR"]
+
+
+def test_rmia_warns_of_a_population_that_cannot_show_the_error_rate() -> None:
+    """100 known non-members are enough at 1%, 99 are not; without RMIA nobody asks."""
+
+    def warned(known: int, *more: str) -> list[str]:
+        scores = Scores(Pair(np.arange(500.0), np.arange(500.0)), Pair(np.arange(3.0), np.arange(float(known))))
+        return measure.measure(every(scores) | dict.fromkeys(more, scores), every(scores), "clean", Attack(fpr=0.01))[
+            "warnings"
+        ]
+
+    (sentence,) = warned(99, "rmia-online")
+    assert "99 known non-members" in sentence
+    assert "TPR at 1% FPR" in sentence
+    assert warned(100, "rmia-online") == warned(99, "lira-online") == warned(99) == []
 
 
 def test_thresholds_per_class_are_an_option() -> None:
@@ -198,6 +242,53 @@ def test_the_interval_is_fitted_on_the_defenders_points_and_no_others(scenario: 
     assert [selector.low, selector.high] == pytest.approx(interval)
 
 
+@pytest.mark.parametrize(("bins", "first"), [(1, True), (100, False)])
+def test_scenario_1_searches_with_the_bins_of_the_config(bins: int, first: bool) -> None:
+    """One bin tells nothing apart, so that the first interval of the grid is as good as any; here it is not the best."""
+    pools = Pools(fit=range(3), known=range(3), scored=range(3))
+    fit = Pair([[4.0, 8.0], [4.0, 7.0], [5.0, 8.0]], [[9.0, 6.0], [9.5, 6.5], [9.0, 7.0]])
+    run = run_of()
+    run = replace(run, config=replace(run.config, diffence=Diffence(grid=4, js_bins=bins)))
+    selector = evaluate.fit_on_pool(run, fit.map(logits_with_phi), pools, "1")
+    assert ([selector.low, selector.high] == pytest.approx([4, 4 + 5.5 / 4])) == first
+
+
+# the attacks
+
+
+def test_the_nn_attack_holds_out_the_share_that_the_config_says() -> None:
+    run = run_of()
+    run = replace(run, config=replace(run.config, attack=Attack(nn_epochs=1, nn_held_out=0.5)))
+    scores = evaluate.attack(run, clean_pools(), planted(), "clean")["nn"]
+    assert list(scores.known.map(len)) == [20, 20]  # half of 40
+
+
+def test_in_the_released_protocol_trained_attacks_leave_out_the_scored_points_that_they_know() -> None:
+    """Known are 40 points, scored 140 from the same start: the NN attack trains on all 40 and scores the other 100."""
+    pools = evaluation_pools(run_of().config.data, "released")
+    scores = evaluate.attack(run_of(), pools, planted(), "released")
+    assert [list(pair.map(len)) for pair in (scores["nn"].scored, scores["nn"].known)] == [[100, 100], [40, 40]]
+    assert [list(pair.map(len)) for pair in (scores["loss"].scored, scores["loss"].known)] == [[140, 140], [40, 40]]
+    labels = scores["nn"].scored_labels
+    assert labels is not None
+    np.testing.assert_array_equal(labels.members, planted().outputs.members.labels[40:140])
+
+
+def test_the_released_protocol_needs_scored_points_that_are_not_known() -> None:
+    enough, too_few = (Pools(range(40), range(40), range(scored)) for scored in (41, 40))
+    assert list(evaluate.attack(run_of(), enough, planted(), "released")["nn"].scored.map(len)) == [1, 1]
+    with pytest.raises(UserError, match=r"raise data\.scored above data\.known"):
+        evaluate.attack(run_of(), too_few, planted(), "released")
+
+
+def test_the_nn_attack_repeats_for_a_seed_and_differs_by_it() -> None:
+    first, again, other = (
+        evaluate.attack(run_of(seed), clean_pools(), planted(), "clean")["nn"].scored.members for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
 # the null
 
 
@@ -215,10 +306,13 @@ def clean_pools() -> Pools:
     return evaluation_pools(run_of().config.data, "clean")
 
 
-def null_of(attack: str, defense: str = "undefended", seed: int = 0, protocol: str = "clean") -> Scores:
+def null_of(
+    attack: str, defense: str = "undefended", seed: int = 0, protocol: str = "clean", scenario: str | None = None
+) -> Scores:
     """The scores of an attack on the planted outputs, under shuffled membership."""
     pools = evaluation_pools(run_of().config.data, protocol)
-    return evaluate.attack_null(run_of(seed), defense, pools, planted(), protocol)[attack]
+    defended = DefendedOutputs(Selector(scenario) if scenario else None, planted().outputs)
+    return evaluate.attack_null(run_of(seed), defense, pools, defended, protocol)[attack]
 
 
 def test_nothing_is_left_of_a_perfect_attack_under_shuffled_membership(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,6 +348,36 @@ def test_every_point_plays_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_shuffle_is_the_rows_own_and_repeats() -> None:
-    first, again, other = (null_of("loss", name).scored.members for name in ("undefended", "undefended", "hamp"))
+    """Another defense, scenario or seed is another row."""
+    first, again, *others = (
+        null_of("loss", defense, seed, scenario=scenario).scored.members
+        for defense, scenario, seed in (
+            ("undefended", None, 0),
+            ("undefended", None, 0),
+            ("hamp", None, 0),
+            ("undefended", "3", 0),
+            ("undefended", None, 1),
+        )
+    )
     np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
+    assert len({scores.tobytes() for scores in (first, *others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("protocol", "epochs", "trained", "select_on"),
+    [("clean", 20, 4, "known"), ("clean", 21, 5, "known"), ("released", 20, 20, "scored")],
+)
+def test_the_null_trains_a_fifth_where_nothing_is_chosen_on_scored_points(
+    protocol: str, epochs: int, trained: int, select_on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[NNOptions] = []
+
+    def record(known: Pair[Outputs], scored: Pair[Outputs], options: NNOptions, seed: int) -> Scores:
+        asked.append(options)
+        return ATTACKS["loss"](known, scored, options, seed)
+
+    monkeypatch.setattr(suite, "ATTACKS", {"nn": record})
+    run = run_of()
+    run = replace(run, config=replace(run.config, attack=Attack(nn_epochs=epochs)))
+    evaluate.attack_null(run, "undefended", evaluation_pools(run.config.data, protocol), planted(), protocol)
+    assert [(options.nn_epochs, options.select_on) for options in asked] == [(trained, select_on)]

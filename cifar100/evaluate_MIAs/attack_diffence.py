@@ -1,4 +1,4 @@
-"""Attack Diffence itself by asking about an image many times. All logic is in common/experiments/repeated_queries.py."""
+"""Attack Diffence itself by repeated queries. The code is in common/experiments/repeated_queries.py."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What evaluate_mia.sh runs. All logic is in common/experiments/evaluate.py."""
+"""Attack a classifier, without and with Diffence. evaluate_mia.sh runs it. The code is in common/experiments/evaluate.py."""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""The attacks by name, behind one contract (paper Section IV-A): known points and scored points in, `Scores` out.
+"""The attacks by name (paper Section IV-A). An attack gets the outputs of known and of scored points and returns `Scores`.
 
-To add an attack, write a function of the type `Attack` and add it to `ATTACKS`. An attack that thresholds one number computed
-from `Outputs` goes into `METRIC_ATTACKS`. An attack returns scores; `common.metrics` alone computes metrics from them.
+To add an attack, write a function of the type `Attack` and add it to `ATTACKS`. An attack that computes its score from the
+outputs of a point alone belongs in `METRIC_ATTACKS`. Attacks return scores. Metrics are computed from them in `common.metrics`
+only.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ Attack = Callable[[Pair[Outputs], Pair[Outputs], NNOptions, int], Scores]
 
 
 def threshold_attack(score: MetricAttack) -> Attack:
-    """The attack that scores every point with `score`. Options and seed have no effect on it."""
+    """An attack that applies `score` to every point. It ignores the options of the NN attack and the seed."""
 
     def attack(known: Pair[Outputs], scored: Pair[Outputs], options: NNOptions, seed: int) -> Scores:
         return Scores(scored.map(score), known.map(score), scored.map(attrgetter("labels")), known.map(attrgetter("labels")))
@@ -27,7 +28,7 @@ def threshold_attack(score: MetricAttack) -> Attack:
     return attack
 
 
-ATTACKS: dict[str, Attack] = {"nn": nn_attack, **{name: threshold_attack(f) for name, f in METRIC_ATTACKS.items()}}
+ATTACKS: dict[str, Attack] = {"nn": nn_attack, **{name: threshold_attack(score) for name, score in METRIC_ATTACKS.items()}}
 
-# Attacks that train on the known points. They must not score those points.
+# Attacks that train on the known points. They must not score the same points.
 TRAINED = frozenset({"nn"})

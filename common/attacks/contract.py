@@ -1,6 +1,7 @@
-"""What an attacker sees and what an attack returns (threat model: paper Section II-B).
+"""The input and the result of an attack (threat model: paper Section II-B).
 
-An attack reads the released outputs of labelled images, after every defense, and nothing of the model's inside.
+An attack sees the outputs that a model releases for labelled images, after every defense. It does not see the model's weights
+or gradients.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from common.pair import Pair
 class Outputs:
     """The released outputs of n images: `logits` float64 [n, C], true `labels` int64 [n] in 0..C-1.
 
-    A defense that releases probabilities (MemGuard) passes their logarithms, clipped to be finite.
-    Raises UserError for other shapes, NaN or infinite logits, and labels that are no class.
+    For a defense that releases probabilities (MemGuard), the logits are their logarithms, clipped to be finite. Raises
+    UserError for other shapes, for NaN or infinite logits, and for labels outside 0..C-1.
     """
 
     logits: Floats
@@ -55,7 +56,7 @@ class Outputs:
     def loss(self) -> Floats:
         """Cross-entropy -log p_y = logsumexp(z) - z_y of the true label, float64 [n], in nats, >= 0.
 
-        Computed as log(1 + exp(-phi)), which still tells apart predictions whose p_y rounds to 1 or to 0.
+        It is computed as log(1 + exp(-phi)), which differs even between predictions whose p_y rounds to 1 or to 0.
         """
         return np.asarray(np.logaddexp(0, -phi(self.logits, self.labels)))
 
@@ -68,8 +69,9 @@ class Outputs:
 class Scores:
     """One score for each point, higher = more likely a member: float64 vectors.
 
-    `scored` are the points whose membership is guessed. `known` are the attacker's points, on which it may fit a threshold. The
-    true classes of both are needed only where a threshold is fitted for each class.
+    `scored` are the scores of the points whose membership is inferred. `known` are those of the attacker's own points, on which
+    a threshold may be fitted. `scored_labels` and `known_labels` are the true classes of the same points. They are needed only
+    for a threshold per class.
     """
 
     scored: Pair[Floats]
@@ -81,16 +83,16 @@ class Scores:
 def shuffle_membership(pair: Pair[NDArray[Any]], order: Ints) -> Pair[NDArray[Any]]:
     """Shuffle the rows of members [n, ..] and non-members [m, ..] across both sides.
 
-    `order` [n + m] is a permutation of all rows, those of the members first. The first n rows of the result are the new
-    members. Nothing that is computed from the result can depend on membership: it is a null.
+    `order` [n + m] is a permutation of all rows, in which the rows of the non-members follow those of the members. The first n
+    shuffled rows are the new members. Whatever is computed from the result is independent of membership: it is a null.
     """
     return Pair(*np.split(np.concatenate([*pair])[order], [len(pair.members)]))
 
 
 def shuffled_scores(scores: Scores, seed: int) -> Scores:
-    """The null of an attack that never looked at the target's members: its scores, with membership shuffled.
+    """The null of an attack that does not learn from the target's members: its scores under shuffled membership.
 
-    The known points and the scored points are shuffled apart. Labels are left out.
+    The known points and the scored points are shuffled separately. The result has no labels.
     """
     rng = np.random.default_rng(seed)
     return Scores(*(shuffle_membership(pair, rng.permutation(sum(map(len, pair)))) for pair in (scores.scored, scores.known)))

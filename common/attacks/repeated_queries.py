@@ -1,8 +1,8 @@
-"""Attacks on Diffence itself, which the paper does not try: an attacker who asks about one image M times.
+"""Attacks on Diffence itself with M queries for each image. The paper has no such attack.
 
-A single answer hides behind the noise of its reconstruction; a mean of M answers hides behind 1 / sqrt(M) of it. Where the
-defense answers the same question always alike (`diffence.stable`), the attacker asks about M nearly identical images. Where
-candidates are drawn until one qualifies, the time of an answer tells how many that took.
+The noise of its reconstruction hides membership in a single answer. In the mean of M answers, that noise is smaller by a factor
+of sqrt(M). If equal queries get equal answers (`diffence.stable`), the attacker queries M nearly identical images instead. If
+candidates are drawn until one qualifies, the response time reveals how many were drawn.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """M released answers about each of n images: `logits` float64 [n, M, C], true `labels` int64 [n] in 0..C-1.
+    """M released answers for each of n images: `logits` float64 [n, M, C], true `labels` int64 [n] in 0..C-1.
 
-    `drawn` int64 [n, M]: how many candidates each answer took. Raises UserError for other shapes, NaN or infinite logits, and
-    labels that are no class.
+    `drawn` int64 [n, M] is the number of candidates drawn for each answer. Raises UserError for other shapes, for NaN or
+    infinite logits, and for labels outside 0..C-1.
     """
 
     logits: Floats
@@ -47,63 +47,64 @@ class Answers:
 
     @property
     def log_p(self) -> Floats:
-        """log p of the true label in each answer, float64 [n, M], at most 0: minus its loss."""
+        """Minus the loss of each answer: log p of the true label, float64 [n, M], at most 0."""
         return np.asarray(-np.logaddexp(0, -phi(self.logits, self.labels[:, None])))
 
     @property
-    def right(self) -> Floats:
-        """1 where an answer's label is the true one, else 0, float64 [n, M]."""
+    def correct(self) -> Floats:
+        """1 where the label of an answer is correct, else 0, float64 [n, M]."""
         return np.asarray(self.logits.argmax(2) == self.labels[:, None], dtype=np.float64)
 
     def first(self) -> "Answers":
-        """The first answer about each image alone."""
+        """The first of the M answers for each image: `Answers` with M = 1."""
         return Answers(self.logits[:, :1], self.labels, self.drawn[:, :1])
 
 
 @dataclass(frozen=True, eq=False)
-class Repeated:
-    """Repeated answers about the scored images, and about the attacker's known ones, on which it may fit."""
+class RepeatedAnswers:
+    """Answers for the scored images and for the attacker's known images, on which a model or a threshold may be fitted."""
 
     scored: Pair[Answers]
     known: Pair[Answers]
 
     def score(self, rule: Callable[[Answers], Floats]) -> Scores:
-        """Apply `rule` to every side: Answers of n images -> scores [n], higher = more likely a member."""
+        """Apply `rule`, a function from `Answers` to scores [n] (higher = more likely a member), to all images."""
         return Scores(self.scored.map(rule), self.known.map(rule))
 
-    def first(self) -> "Repeated":
-        """The first answer about each image alone."""
-        return Repeated(self.scored.map(Answers.first), self.known.map(Answers.first))
+    def first(self) -> "RepeatedAnswers":
+        """The first of the M answers for each image: `RepeatedAnswers` with M = 1."""
+        return RepeatedAnswers(self.scored.map(Answers.first), self.known.map(Answers.first))
 
-    def shuffled(self, seed: int) -> "Repeated":
-        """The null: membership shuffled among the scored images, and among the known ones."""
+    def shuffled(self, seed: int) -> "RepeatedAnswers":
+        """The null: shuffle membership among the scored images, then among the known images."""
         rng = np.random.default_rng(seed)
-        return Repeated(*(_shuffled(pair, rng) for pair in (self.scored, self.known)))
+        return RepeatedAnswers(_shuffled(self.scored, rng), _shuffled(self.known, rng))
 
 
 def _shuffled(pair: Pair[Answers], rng: np.random.Generator) -> Pair[Answers]:
+    """Shuffle the membership of images. An image's answers, label and numbers of candidates stay together."""
     order = rng.permutation(sum(len(side.labels) for side in pair))
-    parts = [shuffle_membership(pair.map(attrgetter(name)), order) for name in ("logits", "labels", "drawn")]
-    return parts[0].map(Answers, *parts[1:])
+    logits, labels, drawn = (shuffle_membership(pair.map(attrgetter(name)), order) for name in ("logits", "labels", "drawn"))
+    return logits.map(Answers, labels, drawn)
 
 
-def gap(repeated: Repeated) -> Scores:
-    """Whether the first answer is right: the floor that no defense which keeps labels can push an attacker below."""
-    return repeated.score(lambda answers: answers.right[:, 0])
+def gap_attack(repeated: RepeatedAnswers) -> Scores:
+    """1 where the label of the first answer is correct, else 0. No defense that keeps labels can weaken this attack."""
+    return repeated.score(lambda answers: answers.correct[:, 0])
 
 
-def once(repeated: Repeated) -> Scores:
-    """Minus the loss of the first answer: the attacker who asks once."""
+def loss_attack(repeated: RepeatedAnswers) -> Scores:
+    """Minus the loss of the first answer. This attack needs a single query for each image."""
     return repeated.score(lambda answers: answers.log_p[:, 0])
 
 
-def averaged(repeated: Repeated) -> Scores:
-    """Minus the loss, averaged over the M answers. Noise that is drawn anew for each answer averages out."""
+def mean_loss_attack(repeated: RepeatedAnswers) -> Scores:
+    """Minus the mean loss of the M answers. It averages out noise that is drawn anew for each answer."""
     return repeated.score(lambda answers: answers.log_p.mean(1))
 
 
-def learned(repeated: Repeated, interval: Interval | None, timed: bool = False) -> Scores:
-    """Log-odds of membership by a logistic regression on `features`, fitted on the known points."""
+def regression_attack(repeated: RepeatedAnswers, interval: Interval | None, timed: bool = False) -> Scores:
+    """Log-odds of membership by a logistic regression on `features`, which is fitted on the known images."""
     known = [features(side, interval, timed) for side in repeated.known]
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     model.fit(np.concatenate(known), np.repeat([1, 0], [len(side) for side in known]))
@@ -111,22 +112,26 @@ def learned(repeated: Repeated, interval: Interval | None, timed: bool = False) 
 
 
 def features(answers: Answers, interval: Interval | None, timed: bool = False) -> Floats:
-    """What M answers say of an image, float64 [n, 4], and a column more for each: a known interval, and `timed`.
+    """Features of the M answers for each image, float64 [n, 4..6].
 
-    Mean log p of the true label; mean and standard deviation of phi of the released label; the fraction of right answers;
-    the fraction whose phi lies in the defender's `interval`, ends included: an image that misses it in all N candidates
-    shows; and, for an attacker who takes the time of the answers, the mean number of candidates drawn.
+    The columns are:
+    - the mean log p of the true label
+    - the mean and the standard deviation of phi of the released label (two columns)
+    - the share of answers with the correct label
+    - with the defender's `interval`: the share of answers whose phi lies in it, ends included. It is small for an image without
+      a candidate in the interval
+    - if `timed`, for an attacker that measures response times: the mean number of candidates drawn
     """
-    released = phi(answers.logits)
-    columns = [answers.log_p.mean(1), released.mean(1), released.std(1), answers.right.mean(1)]
+    released_phi = phi(answers.logits)
+    columns = [answers.log_p.mean(1), released_phi.mean(1), released_phi.std(1), answers.correct.mean(1)]
     if interval is not None:
-        columns.append(((released >= interval[0]) & (released <= interval[1])).mean(1))
+        columns.append(((released_phi >= interval[0]) & (released_phi <= interval[1])).mean(1))
     if timed:
         columns.append(answers.drawn.mean(1))
     return np.stack(columns, axis=1)
 
 
-def nearby(image: NDArray[np.uint8], m: int, seed: int) -> NDArray[np.uint8]:
-    """M images one grey level away from `image`: each value goes up or down by 1, at random, and stays in 0..255: [M, ...]."""
+def nearby_images(image: NDArray[np.uint8], m: int, seed: int) -> NDArray[np.uint8]:
+    """M nearly identical images [M, ...]: each value of `image` is raised or lowered by 1 at random and clipped to 0..255."""
     change = 2 * np.random.default_rng(seed).integers(0, 2, (m, *image.shape), dtype=np.int16) - 1
     return np.clip(image + change, 0, 255).astype(np.uint8)

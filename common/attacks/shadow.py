@@ -1,7 +1,10 @@
-"""LiRA and RMIA behind one contract: what shadow models answer about the points in, `Scores` of every attack out."""
+"""The attacks with shadow models, LiRA and RMIA, by name: from phi of the points under all models to `Scores`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from common.attacks.contract import Scores
 from common.attacks.lira import Bools, checked_shadows, lira
@@ -13,18 +16,24 @@ from common.pair import Pair
 
 @dataclass(frozen=True, eq=False)
 class ShadowOutputs:
-    """phi of n points under the target and under M shadow models; arrays as in `common.attacks.lira`."""
+    """phi of n points under the target and under M shadow models. The arrays are those of `common.attacks.lira`."""
 
-    target: Floats  # [A, n]
-    shadow: Floats  # [M, A, n]
-    keep: Bools  # [M, n]
+    target: Floats  # [A, n], phi under the target
+    shadow: Floats  # [M, A, n], phi under the shadow models
+    keep: Bools  # [M, n], True where a shadow model was trained on the point
     labels: Ints  # [n], true classes
-    population: Ints  # [k], positions of RMIA's population points z: non-members of the target
+    population: Ints  # [k], positions of RMIA's population, which are non-members of the target
 
 
 def _lira(outputs: ShadowOutputs, options: Attack, online: bool) -> Floats:
-    data = outputs.target, outputs.shadow, outputs.keep
-    return lira(*data, online=online, variance=options.lira_variance, tail=options.lira_tail)
+    return lira(
+        outputs.target,
+        outputs.shadow,
+        outputs.keep,
+        online=online,
+        variance=options.lira_variance,
+        tail=options.lira_tail,
+    )
 
 
 def _rmia(outputs: ShadowOutputs, options: Attack, online: bool) -> Floats:
@@ -44,15 +53,21 @@ def _rmia(outputs: ShadowOutputs, options: Attack, online: bool) -> Floats:
 
 @dataclass(frozen=True)
 class ShadowAttack:
-    """An attack and the shadow models that it needs: OUT models of every point and, `online`, IN models too.
+    """An attack and the shadow models that it needs.
 
-    `score`: what shadow models answer, settings, online -> scores [n]. `spread`: it also needs two models of some point on each
-    side that it uses, to find a spread between them.
+    score: a function from (outputs, options, online) to scores [n].
+    online: whether it needs IN models of every point. Every attack needs OUT models of every point.
+    spread: whether it needs two models of some point, of each kind used, to estimate a standard deviation.
     """
 
     score: Callable[[ShadowOutputs, Attack, bool], Floats]
     online: bool
     spread: bool
+
+    def possible(self, keep: Bools) -> bool:
+        """Whether shadow models with the training points `keep` [M, n] are enough for this attack."""
+        masks = (keep, ~keep) if self.online else (~keep,)
+        return all(mask.any(axis=0).all() and mask.sum(axis=0).max() >= 1 + self.spread for mask in masks)
 
 
 SHADOW_ATTACKS = {
@@ -63,33 +78,33 @@ SHADOW_ATTACKS = {
 }
 
 
-def possible(keep: Bools) -> list[str]:
-    """The attacks that shadow models trained on `keep` [M, n] allow."""
-    names = []
-    for name, attack in SHADOW_ATTACKS.items():
-        sides = (keep, ~keep) if attack.online else (~keep,)
-        if all(side.any(axis=0).all() and side.sum(axis=0).max() >= 1 + attack.spread for side in sides):
-            names.append(name)
-    return names
+def possible_attacks(keep: Bools) -> list[str]:
+    """The names of the attacks for which shadow models with the training points `keep` [M, n] are enough."""
+    return [name for name, attack in SHADOW_ATTACKS.items() if attack.possible(keep)]
 
 
 def shadow_attacks(outputs: ShadowOutputs, known: Pair[Ints], scored: Pair[Ints], options: Attack) -> dict[str, Scores]:
-    """Scores of every attack that is `possible`, by name. `known` and `scored` are positions among the n points.
+    """Scores of every possible attack, by name. `known` and `scored` are positions among the n points.
 
-    Raises UserError where a point has no OUT model, because then no attack is possible.
+    Raises UserError if a point has no OUT model, because no attack is possible then.
     """
     checked_shadows(outputs.target, outputs.shadow, outputs.keep, online=False)
+    labels = _at(outputs.labels, scored), _at(outputs.labels, known)
     scores = {}
-    for name in possible(outputs.keep):
+    for name in possible_attacks(outputs.keep):
         attack = SHADOW_ATTACKS[name]
-        points = attack.score(outputs, options, attack.online)
-        parts = [pair.map(lambda index, of=of: of[index]) for of in (points, outputs.labels) for pair in (scored, known)]
-        scores[name] = Scores(*parts)
+        point_scores = attack.score(outputs, options, attack.online)
+        scores[name] = Scores(_at(point_scores, scored), _at(point_scores, known), *labels)
     return scores
 
 
+def _at(values: NDArray[Any], positions: Pair[Ints]) -> Pair[NDArray[Any]]:
+    """The `values` [n] at the positions of members and of non-members."""
+    return positions.map(lambda index: values[index])
+
+
 def population_warnings(attacks: Iterable[str], population: int, fpr: float) -> list[str]:
-    """What a reader of RMIA's TPR at `fpr` must know, where it is among the `attacks` and its population is too small."""
+    """A warning about RMIA's TPR at `fpr`, if RMIA is among the `attacks` and its `population` has too few points."""
     if population * fpr >= 1 or not any(name.startswith("rmia") for name in attacks):
         return []
     return [

@@ -1,4 +1,4 @@
-"""Every attack on one defended model, and the same attacks where there is nothing to find."""
+"""Every attack on one defended model, and the same attacks under shuffled membership."""
 
 from dataclasses import replace
 from operator import attrgetter
@@ -19,13 +19,13 @@ def attack_all(
 ) -> dict[str, Scores]:
     """Scores of every attack of ATTACKS, by name.
 
-    `known` and `scored` are positions in `outputs`. The known points are outputs of the defended model too: attackers are
-    adaptive. A point that is known as well as scored is not scored by attacks that were trained on it.
+    `known` and `scored` are positions in `outputs`. The attacker sees its known points through the defense too: it is adaptive.
+    A point that is both known and scored is not scored by attacks that train on the known points.
     """
-    known_outputs, unseen = outputs.map(Outputs.take, known), scored.map(np.setdiff1d, known)
+    known_outputs, unknown = outputs.map(Outputs.take, known), scored.map(np.setdiff1d, known)
     scores = {}
     for name, attack in tqdm(ATTACKS.items(), desc="attacks", leave=False, disable=None):
-        scored_outputs = outputs.map(Outputs.take, unseen if name in TRAINED else scored)
+        scored_outputs = outputs.map(Outputs.take, unknown if name in TRAINED else scored)
         scores[name] = attack(known_outputs, scored_outputs, options, derive_seed("attack", name, seed))
     return scores
 
@@ -33,13 +33,15 @@ def attack_all(
 def attack_shuffled(
     outputs: Pair[Outputs], known: Pair[Ints], scored: Pair[Ints], options: NNOptions, seed: int, shuffle_seed: int
 ) -> dict[str, Scores]:
-    """The null: scores of every attack after membership was shuffled, so that there is nothing to find.
+    """The null: scores of every attack under shuffled membership, by name.
 
-    Membership is shuffled once, among all known and scored points of both sides together; attacks that train do so again. Each
-    AUC is then .5 give or take sqrt((2n + 1) / 12) / n, which is .013 at 1,000 + 1,000 scored points. The best of the paper's
-    five attacks is .509 on average, because three of them rank almost alike. An attack that chooses its epoch on the scored
-    points (`select_on="scored"`) finds more. Otherwise nothing is chosen there, no number of epochs can move the null, and the
-    NN attack trains for a fifth of them.
+    Membership is shuffled once, among all known and scored points of both sides together. Attacks that train on the known
+    points are trained again. The AUC of an attack then has the mean .5 and the standard error sqrt((2n + 1) / 12) / n for n + n
+    scored points. At n = 1,000 that is .013, and the largest AUC of the paper's five attacks is .509 on average, because three
+    of them rank points almost alike.
+
+    With `select_on="scored"`, the epoch of the NN attack is selected on the scored points, which raises its AUC under the null.
+    With "known", the null does not depend on the number of epochs, and the NN attack is trained for a fifth of them.
     """
     used = known.map(np.union1d, scored)
     order = np.random.default_rng(shuffle_seed).permutation(sum(map(len, used)))
@@ -52,5 +54,5 @@ def attack_shuffled(
 
 
 def _positions(used: Pair[Ints], points: Pair[Ints]) -> Pair[Ints]:
-    """Where `points` are among the sorted points `used`."""
-    return used.map(lambda all_points, some: np.asarray(np.searchsorted(all_points, some)), points)
+    """The positions of `points` among the sorted points `used`."""
+    return used.map(lambda all_points, subset: np.asarray(np.searchsorted(all_points, subset)), points)

@@ -1,1 +1,1 @@
-"""The audit of anybody's classifier, from its saved outputs: `python -m common.audit`."""
+"""An audit of any classifier for membership inference, from its saved outputs: `python -m common.audit`."""

@@ -1,16 +1,18 @@
-"""`python -m common.audit`: audit anybody's classifier for membership inference, from its saved outputs alone.
+"""`python -m common.audit`: audit any classifier for membership inference, from its saved outputs.
 
-    np.savez("m.npz", logits=..., labels=...)     # the model's answers on members: logits [n, C], true labels int [n]
-    np.savez("n.npz", logits=..., labels=...)     # and on non-members, never seen in training
+    np.savez("m.npz", logits=..., labels=...)     # outputs on members: logits [n, C], true labels int [n]
+    np.savez("n.npz", logits=..., labels=...)     # outputs on non-members, which were never used in training
     python -m common.audit --members m.npz --non-members n.npz --out audit
 
-`probabilities` [n, C] do in place of `logits`, but those with all classes but one at exactly 0 tie. With `--shadows s.npz`
-LiRA and RMIA join: `logits` or `probabilities` [M, members + non-members, C] of M >= 2 shadow models on both files' points,
-members first, and `keep` bool [M, members + non-members]: which of them each model was trained on. LiRA needs two models of
-each kind that it uses. The audited model must not be among them. Nothing is unpickled.
+`probabilities` [n, C] may replace `logits`. Predictions whose probabilities are exactly 0 for all classes but one then tie.
+`--shadows s.npz` adds LiRA and RMIA. The file holds `logits` or `probabilities` [M, members + non-members, C] of M >= 2 shadow
+models on the points of both files, members first, and `keep` bool [M, members + non-members], which is True where a model was
+trained on a point. For each kind of model that it uses (trained on a point or not), LiRA needs two models of some point. The
+audited model must not be among the shadow models. Nothing is unpickled.
 
-Each side is split at random into known points, on which the NN attack trains and thresholds are fitted, and scored points,
-which every number is about. Written to --out: audit.html (one file, no network), audit.json, roc.png and phi.png.
+Members and non-members are split at random into known and scored points. The NN attack trains on the known points, and
+thresholds are fitted on them. All reported numbers are about the scored points. The folder --out gets audit.html (one file that
+needs no network), audit.json, roc.png and phi.png.
 """
 
 import argparse
@@ -21,16 +23,16 @@ from common import cli
 
 
 def main(folder: Path, arguments: Sequence[str]) -> None:
-    """The command line. Paths are relative to the folder that it is called in."""
+    """The command line. Paths in `arguments` are relative to the current folder."""
     parser = argparse.ArgumentParser(
         prog="python -m common.audit",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--members", type=Path, required=True, metavar="FILE", help=".npz of the model's answers on members")
-    parser.add_argument("--non-members", type=Path, required=True, metavar="FILE", help=".npz of its answers on non-members")
-    parser.add_argument("--shadows", type=Path, metavar="FILE", help=".npz of shadow models' answers on both, and `keep`")
+    parser.add_argument("--members", type=Path, required=True, metavar="FILE", help=".npz of the model's outputs on members")
+    parser.add_argument("--non-members", type=Path, required=True, metavar="FILE", help=".npz of its outputs on non-members")
+    parser.add_argument("--shadows", type=Path, metavar="FILE", help=".npz of shadow models' outputs on both, and `keep`")
     parser.add_argument(
         "--out", type=Path, default=Path("audit"), metavar="FOLDER", help="folder of the report (default: audit)"
     )
@@ -38,12 +40,12 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     parser.add_argument("--fpr", type=float, default=0.001, metavar="X", help="FPR at which TPR is reported (default: 0.001)")
     parser.add_argument("--seed", type=int, default=0, metavar="INT", help="seed of split and NN attack (default: 0)")
     options = parser.parse_args(arguments)
-    from common.audit.audit import audit  # imports PyTorch, for which --help does not wait
-    from common.audit.page import table
+    from common.audit.audit import audit  # not above: it imports PyTorch, which would make --help slow
+    from common.audit.page import attack_table
 
     files = {name: getattr(options, name) for name in ("members", "non_members", "shadows") if getattr(options, name)}
     row = audit(files, options.known_fraction, options.fpr, options.seed, options.out)
-    print(table(row).to_markdown(index=False, disable_numparse=True))
+    print(attack_table(row).to_markdown(index=False, disable_numparse=True))
     print("", *row["summary"], *(f"Warning: {sentence}" for sentence in row["warnings"]), sep="\n")
     print(f"\n{options.out / 'audit.html'} has curves, histograms and the most exposed records; audit.json all numbers.")
 

@@ -1,8 +1,8 @@
-"""The audit: attack saved outputs of a model and write a report. The command line and its files are in `__main__`."""
+"""Attack the saved outputs of a model and write a report. The command line is in `__main__`."""
 
 import time
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,30 @@ from common.errors import UserError
 from common.files import make_folder, sha256, write_json, write_text
 from common.metrics.calibration import ece, nll
 from common.metrics.intervals import LEVEL, delong_interval
-from common.metrics.privacy import Ints
+from common.metrics.privacy import Ints, auc
 from common.pair import SIDES, Pair
 from common.report.figures import draw_phi, draw_roc
 from common.report.measure import report_of
 from common.seeds import derive_seed
 
-FEWEST = 10  # known points, and scored points, of a side: the NN attack needs as many
-MOST_EXPOSED = 20
+MIN_POINTS = 10  # of known points and of scored points, on each side: the NN attack needs them
+MOST_EXPOSED = 20  # records in the report
 
 
 @dataclass(frozen=True, eq=False)
 class AuditPools:
-    """Which points the attacker knows and which are scored: ascending positions in the file of each side, disjoint."""
+    """Positions of the known points and of the scored points in the file of each side, ascending and disjoint."""
 
     known: Pair[Ints]
     scored: Pair[Ints]
 
 
 def audit(files: dict[str, Path], known_fraction: float, fpr: float, seed: int, out: Path) -> dict[str, Any]:
-    """Attack what the files hold, write the report into the folder `out`, and return its row (the content of audit.json).
+    """Attack the outputs in the files and write a report into the folder `out`. Returns the row, which is also audit.json.
 
-    `files` has `members`, `non_members` and, with shadow models, `shadows`. `known_fraction` of each side is known to the
-    attacker; it and `fpr` lie in (0, 1). Raises UserError for files or numbers that do not fit.
+    `files` are the paths of `members`, `non_members` and, if there are shadow models, `shadows`. `known_fraction` is the share
+    of each side that the attacker knows. TPR is reported at `fpr`. Both lie in (0, 1). Raises UserError for files or numbers
+    that do not fit.
     """
     if not 0 < known_fraction < 1 or not 0 < fpr < 1:
         raise UserError(f"--known-fraction and --fpr must lie between 0 and 1, both excluded, not {known_fraction} and {fpr}.")
@@ -52,21 +53,21 @@ def audit(files: dict[str, Path], known_fraction: float, fpr: float, seed: int, 
     pools = draw_pools(outputs.map(len), known_fraction, seed)
     shadows = load_shadows(files["shadows"], outputs) if "shadows" in files else None
     make_folder(out)
-    # Attacks with shadow models come first: they train nothing, and refuse shadow models that do not fit at once.
-    with_shadows = attack_with_shadows(outputs, pools, shadows) if shadows else {}
-    scores = with_shadows | attack_all(outputs, pools.known, pools.scored, NNOptions(), seed)
-    null = {name: shuffled_scores(one, derive_seed("null", name, seed)) for name, one in with_shadows.items()}
+    # Attacks with shadow models come first: they train nothing, so that shadow models that do not fit are refused at once.
+    by_shadows = attack_with_shadows(outputs, pools, shadows) if shadows else {}
+    scores = by_shadows | attack_all(outputs, pools.known, pools.scored, NNOptions(), seed)
+    null = {name: shuffled_scores(by_shadows[name], derive_seed("null", name, seed)) for name in by_shadows}
     null |= attack_shuffled(outputs, pools.known, pools.scored, NNOptions(), seed, derive_seed("null", seed))
     row: dict[str, Any] = {"kind": "audit", "known_fraction": known_fraction, "fpr": fpr, "seed": seed}
     row |= row_facts(files, loaded, pools, shadows) | measure(scores, null, fpr)
     row["most_exposed"] = most_exposed(outputs.members, pools.scored.members, scores[row["best"]])
     row |= {"summary": summary(row), "warnings": warnings(row)}
-    write(out, row, scores, outputs.map(Outputs.take, pools.scored))
+    write_report(out, row, scores, outputs.map(Outputs.take, pools.scored))
     return row
 
 
 def check_sides(loaded: Pair[LoadedOutputs], files: Pair[Path]) -> None:
-    """Refuse two sides that cannot be of one model, that were not saved alike, or that are one set of points given twice."""
+    """Raise UserError if the sides differ in number type or classes, or hold the same points."""
     kinds = loaded.map(lambda side: f"`{side.array}` of {side.dtype}")
     if kinds.members != kinds.non_members:
         raise UserError(
@@ -84,39 +85,42 @@ def check_sides(loaded: Pair[LoadedOutputs], files: Pair[Path]) -> None:
 
 
 def draw_pools(counts: Pair[int], known_fraction: float, seed: int) -> AuditPools:
-    """A random split of the `counts` points of each side into known and scored ones, the same on every machine."""
+    """Split the points of each side at random into known and scored ones. `counts` are the numbers of points.
+
+    The split is the same on every machine. Raises UserError if a pool is too small for the NN attack.
+    """
 
     def split(side: str, points: int) -> tuple[Ints, Ints]:
         known = round(known_fraction * points)
-        if min(known, points - known) < FEWEST:
+        if min(known, points - known) < MIN_POINTS:
             raise UserError(
                 f"{points} {side.replace('_', '-')} leave {known} known and {points - known} scored points: save more, at "
-                f"least {FEWEST} of each kind are needed ({2 * FEWEST} points at --known-fraction 0.5)."
+                f"least {MIN_POINTS} of each kind are needed ({2 * MIN_POINTS} points at --known-fraction 0.5)."
             )
         order = np.random.default_rng(derive_seed("audit", side, seed)).permutation(points)
         return np.sort(order[:known]), np.sort(order[known:])
 
-    parts = Pair(*SIDES).map(split, counts)
-    return AuditPools(parts.map(lambda part: part[0]), parts.map(lambda part: part[1]))
+    splits = Pair(*SIDES).map(split, counts)
+    return AuditPools(known=splits.map(itemgetter(0)), scored=splits.map(itemgetter(1)))
 
 
 def attack_with_shadows(outputs: Pair[Outputs], pools: AuditPools, shadows: Shadows) -> dict[str, Scores]:
     """Scores of LiRA and RMIA, as far as the shadow models allow.
 
-    RMIA's population is the known non-members. Its threshold is fitted on them too. Being in its own population lowers the
-    score of a point by at most one over their number.
+    RMIA's population are the k known non-members. Its threshold is fitted on them too. This is harmless: the score of a point
+    that is in the population is at most 1 / k lower than it would be otherwise.
     """
     labels = np.concatenate([side.labels for side in outputs])
-    members = len(outputs.members)  # positions of non-members follow those of the members
-    known, scored = (Pair(pool.members, members + pool.non_members) for pool in (pools.known, pools.scored))
-    shadow = ShadowOutputs(shadows.target[None], shadows.phi[:, None], shadows.keep, labels, population=known.non_members)
-    return shadow_attacks(shadow, known, scored, Attack())
+    offset = len(outputs.members)  # in the shadow models' arrays, the non-members follow the members
+    known, scored = (Pair(pool.members, offset + pool.non_members) for pool in (pools.known, pools.scored))
+    answers = ShadowOutputs(shadows.target[None], shadows.phi[:, None], shadows.keep, labels, population=known.non_members)
+    return shadow_attacks(answers, known, scored, Attack())
 
 
 def row_facts(
     files: dict[str, Path], loaded: Pair[LoadedOutputs], pools: AuditPools, shadows: Shadows | None
 ) -> dict[str, Any]:
-    """What was audited: the files, how many points they hold, and what the scored predictions are worth."""
+    """The part of the row that is not about attacks: files, numbers of points, and utility of the scored predictions."""
     scored = loaded.map(lambda side, pool: side.outputs.take(pool), pools.scored)
     saturated = sum(side.saturated for side in loaded) + (shadows.saturated if shadows else 0)
     return {
@@ -127,7 +131,7 @@ def row_facts(
         "known": pools.known.map(len).as_dict(),
         "scored": pools.scored.map(len).as_dict(),
         "saturated": saturated,
-        "shadows": {"models": len(shadows.keep), "left_out": shadows.left_out} if shadows else None,
+        "shadows": {"models": len(shadows.keep), "left_out": shadows.impossible_attacks} if shadows else None,
         "accuracy": scored.map(lambda side: float((side.logits.argmax(1) == side.labels).mean())).as_dict(),
         "ece": ece(scored.non_members.probabilities, scored.non_members.labels),
         "nll": nll(scored.non_members.logits, scored.non_members.labels),
@@ -136,15 +140,18 @@ def row_facts(
 
 
 def measure(scores: dict[str, Scores], null: dict[str, Scores], fpr: float) -> dict[str, Any]:
-    """Metrics of every attack with its AUC under shuffled membership, the name of the best attack, and the gap floor.
+    """The part of the row that is about attacks. `null` are the scores of the same attacks under shuffled membership.
 
-    best_interval is the interval of the largest AUC at a level that holds for all attacks at once (Bonferroni), because the
-    scored points themselves picked the best attack.
+    Keys of the result:
+    - attacks: `attack_report` of each attack, and null_auc, its AUC under shuffled membership
+    - best: the name of the attack with the largest AUC
+    - best_interval: the interval of that AUC at a level that holds for all attacks at once (Bonferroni), because the best
+      attack is selected on the scored points
+    - gap_floor: the AUC of the gap attack
     """
-    attacks, chance = (
-        {name: report_of(one, "clean", Attack(fpr=fpr)) for name, one in by_name.items()} for by_name in (scores, null)
-    )
-    attacks = {name: report | {"null_auc": chance[name]["auc"]} for name, report in attacks.items()}
+    attacks = {
+        name: report_of(scores[name], "clean", Attack(fpr=fpr)) | {"null_auc": auc(*null[name].scored)} for name in scores
+    }
     best = max(attacks, key=lambda name: attacks[name]["auc"])
     scored = scores[best].scored
     interval = delong_interval(scored.members, scored.non_members, 1 - (1 - LEVEL) / len(attacks))
@@ -152,28 +159,36 @@ def measure(scores: dict[str, Scores], null: dict[str, Scores], fpr: float) -> d
 
 
 def most_exposed(members: Outputs, scored: Ints, scores: Scores) -> list[dict[str, Any]]:
-    """The scored members with the highest scores, highest first, with their position in the file, counted from 0.
+    """The scored members with the highest scores, highest first.
 
-    non_members: how many scored non-members score as high or higher. It says how sure an attacker can be.
+    `members` are the outputs of all members, `scored` [n] the positions of the scored ones, `scores` those of the best attack.
+
+    Keys of a record:
+    - position: its position in the file, counted from 0
+    - label, predicted: its true class and the predicted one
+    - p: the probability of its true class
+    - score: its score
+    - non_members: how many scored non-members have the same or a higher score; few of them make an attacker sure
     """
-    first = np.argsort(-scores.scored.members, kind="stable")[:MOST_EXPOSED]
-    rows = scored[first]
-    p = members.take(rows).probabilities
+    top = np.argsort(-scores.scored.members, kind="stable")[:MOST_EXPOSED]
+    outputs = members.take(scored[top])
     return [
         {
-            "position": int(row),
-            "label": int(members.labels[row]),
-            "predicted": int(members.logits[row].argmax()),
-            "p": float(p[i, members.labels[row]]),
+            "position": int(position),
+            "label": int(label),
+            "predicted": int(logits.argmax()),
+            "p": float(probabilities[label]),
             "score": float(score),
             "non_members": int((scores.scored.non_members >= score).sum()),
         }
-        for i, (row, score) in enumerate(zip(rows, scores.scored.members[first], strict=True))
+        for position, label, logits, probabilities, score in zip(
+            scored[top], outputs.labels, outputs.logits, outputs.probabilities, scores.scored.members[top], strict=True
+        )
     ]
 
 
-def write(out: Path, row: dict[str, Any], scores: dict[str, Scores], scored: Pair[Outputs]) -> None:
-    """Write audit.html, audit.json, and the two pictures that the page shows."""
+def write_report(out: Path, row: dict[str, Any], scores: dict[str, Scores], scored: Pair[Outputs]) -> None:
+    """Write audit.html, audit.json, and the pictures roc.png and phi.png, which audit.html contains."""
     draw_roc(out / "roc.png", "ROC curves of the scored points", scores)
     draw_phi(out / "phi.png", "", {"": scored.map(attrgetter("logits"))}, scored.map(attrgetter("labels")))
     write_text(out / "audit.html", render(row, {name: (out / f"{name}.png").read_bytes() for name in ("roc", "phi")}))

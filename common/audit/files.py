@@ -1,7 +1,7 @@
-"""What `python -m common.audit` reads: saved outputs of a target model and of shadow models, checked before any attack.
+"""Read and check the files of `python -m common.audit`: saved outputs of the audited model and of shadow models.
 
-Only plain arrays in a .npz are read, never a pickle: a file from somebody else may run code when unpickled. Whatever is
-wrong is one sentence that says what is expected.
+Only plain arrays in a .npz file are read. Nothing is unpickled, because a pickle from somebody else may run code. Anything that
+is wrong with a file raises UserError with one sentence that says what is expected.
 """
 
 import zipfile
@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from common.attacks import Outputs
-from common.attacks.shadow import SHADOW_ATTACKS, possible
+from common.attacks.shadow import SHADOW_ATTACKS, possible_attacks
 from common.errors import UserError
 from common.metrics.privacy import Floats, phi
 from common.pair import Pair
 
-SUM_TOLERANCE = 1e-3  # of a row of probabilities: enough for float16
+SUM_TOLERANCE = 1e-3  # how far the sum of a row of probabilities may be from 1; enough for float16
 
+# Other formats, by how a file begins, by its suffix, and by its arrays.
 PICKLE = "a pickle, such as TF Privacy's AttackResults.save writes, which may run code when it is opened"
 PYTORCH = "a PyTorch file"
 KERAS = "an HDF5 or Keras file"
@@ -35,31 +36,31 @@ BY_ARRAYS = {"memberships": "a result of ML Privacy Meter", "logits_train": "the
 
 @dataclass(frozen=True, eq=False)
 class LoadedOutputs:
-    """The outputs in a file, the name and number type of the array they came from, and how many of its rows tie as sure."""
+    """The outputs in a file, and facts about the array that they come from."""
 
     outputs: Outputs
-    array: str
+    array: str  # its name: logits or probabilities
     dtype: str
     saturated: int  # see `count_saturated`
 
 
 @dataclass(frozen=True, eq=False)
 class Shadows:
-    """phi float64 [M, n] of M shadow models for the true labels of n points, and `keep` bool [M, n]: trained on it."""
+    """phi of n points, for their true labels, under M shadow models and under the audited model."""
 
-    phi: Floats
-    keep: np.ndarray
-    target: Floats  # [n], phi of the audited model
-    saturated: int
+    phi: Floats  # [M, n], under the shadow models
+    keep: np.ndarray  # bool [M, n], True where a shadow model was trained on the point
+    target: Floats  # [n], under the audited model
+    saturated: int  # see `count_saturated`
 
     @property
-    def left_out(self) -> list[str]:
-        """The attacks that these shadow models do not allow."""
-        return sorted(set(SHADOW_ATTACKS) - set(possible(self.keep)))
+    def impossible_attacks(self) -> list[str]:
+        """The attacks for which these shadow models are not enough."""
+        return sorted(set(SHADOW_ATTACKS) - set(possible_attacks(self.keep)))
 
 
 def load_outputs(path: Path) -> LoadedOutputs:
-    """The outputs in a .npz with `logits` or `probabilities` [n, C] and `labels` [n]; logits win where it has both."""
+    """Load a .npz file with `logits` or `probabilities` [n, C] and `labels` [n]. With both, the logits are used."""
     name, values, labels = read_outputs(path, "labels", "logits=[n, C], labels=[n]")
     if values.ndim != 2 or values.shape[1] < 2 or labels.shape != values.shape[:1] or labels.size == 0:
         raise UserError(
@@ -73,24 +74,28 @@ def load_outputs(path: Path) -> LoadedOutputs:
 
 
 def load_shadows(path: Path, outputs: Pair[Outputs]) -> Shadows:
-    """The shadow models' phi and `keep` in a .npz; one model at a time is held in float64. The target is refused among them."""
+    """Load a .npz file with `logits` or `probabilities` [M, n, C] and `keep` [M, n] of M shadow models on n points.
+
+    `outputs` are those of the audited model on the same points, members first. Raises UserError if it is among the shadow
+    models. Only one model at a time is held in float64.
+    """
     name, values, keep = read_outputs(path, "keep", "logits=[M, n_all, C], keep=[M, n_all] of bool")
     labels = np.concatenate([side.labels for side in outputs])
-    wanted = len(labels), outputs.members.classes
-    if values.ndim != 3 or values.shape[1:] != wanted or keep.shape != values.shape[:2] or len(keep) < 2:
+    expected = len(labels), outputs.members.classes
+    if values.ndim != 3 or values.shape[1:] != expected or keep.shape != values.shape[:2] or len(keep) < 2:
         raise UserError(
-            f"{path} needs `{name}` of shape [M >= 2, {wanted[0]}, {wanted[1]}] (members, then non-members) and `keep` of "
-            f"shape [M, {wanted[0]}], not {values.shape} and {keep.shape}."
+            f"{path} needs `{name}` of shape [M >= 2, {expected[0]}, {expected[1]}] (members, then non-members) and `keep` of "
+            f"shape [M, {expected[0]}], not {values.shape} and {keep.shape}."
         )
     if keep.dtype != np.bool_:
         raise UserError(f"{path} needs `keep` of type bool, not {keep.dtype}: save keep.astype(bool).")
     try:
-        shadow_phi = np.stack([phi(to_logits(name, one), labels) for one in values])
+        shadow_phi = np.stack([phi(to_logits(name, model_values), labels) for model_values in values])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     target_phi = np.concatenate([phi(side.logits, side.labels) for side in outputs])
     same = np.isclose(shadow_phi, target_phi, rtol=1e-3, atol=1e-3).all(axis=1)
-    if same.any() and len(np.unique(target_phi.round(6))) > 2:  # of labels alone all may agree
+    if same.any() and len(np.unique(target_phi.round(6))) > 2:  # models that release labels alone may agree on all points
         raise UserError(
             f"{path}: shadow model {same.argmax()}, counted from 0, answers as the audited model on every point; leave it out, "
             "for a model among its own shadow models seems to leak where nothing does."
@@ -98,21 +103,25 @@ def load_shadows(path: Path, outputs: Pair[Outputs]) -> Shadows:
     return Shadows(shadow_phi, keep, target_phi, count_saturated(name, values))
 
 
-def read_outputs(path: Path, other: str, save: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """The name of the outputs' array in a .npz, that array, and the array called `other`; `save` says what to save."""
+def read_outputs(path: Path, second: str, example: str) -> tuple[str, np.ndarray, np.ndarray]:
+    """Read the outputs, which are called `logits` or `probabilities`, and the array called `second` from a .npz file.
+
+    Returns the name of the outputs, the outputs and the second array. `example` are the arguments of np.savez that UserError
+    recommends.
+    """
     try:
-        kind = foreign_format(path)
-        if kind:
-            raise UserError(f"{path} is {kind}: save plain arrays with np.savez(FILE, {save}) and pass that .npz.")
+        other_format = foreign_format(path)
+        if other_format:
+            raise UserError(f"{path} is {other_format}: save plain arrays with np.savez(FILE, {example}) and pass that .npz.")
         with np.load(path, allow_pickle=False) as archive:
             name = next((name for name in ("logits", "probabilities") if name in archive.files), None)
-            if name is None or other not in archive.files:
-                tool = next((f" (it looks like {made})" for key, made in BY_ARRAYS.items() if key in archive.files), "")
+            if name is None or second not in archive.files:
+                tool = next((f" (it looks like {kind})" for key, kind in BY_ARRAYS.items() if key in archive.files), "")
                 raise UserError(
                     f"{path} holds {', '.join(archive.files) or 'nothing'}{tool}, not `logits` or `probabilities` and "
-                    f"`{other}`: save it with np.savez(FILE, {save})."
+                    f"`{second}`: save it with np.savez(FILE, {example})."
                 )
-            return name, archive[name], archive[other]
+            return name, archive[name], archive[second]
     except UserError:
         raise
     except PermissionError as error:
@@ -120,11 +129,14 @@ def read_outputs(path: Path, other: str, save: str) -> tuple[str, np.ndarray, np
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             raise UserError(f"{path} holds arrays of Python objects, which need pickle: save numbers of one shape.") from None
-        raise UserError(f"{path} is a damaged .npz file: save it again with np.savez(FILE, {save}).") from error
+        raise UserError(f"{path} is a damaged .npz file: save it again with np.savez(FILE, {example}).") from error
 
 
 def foreign_format(path: Path) -> str | None:
-    """What a file is if it is no .npz, in words, by its content first and then by its name; None for a .npz."""
+    """A description of a file that is not a .npz file, such as "a PyTorch file". None for a .npz file.
+
+    The content decides first, then the suffix. For pickles the suffix decides first, because PyTorch writes pickles too.
+    """
     if not path.is_file():
         return "no file that exists"
     if zipfile.is_zipfile(path):
@@ -134,24 +146,28 @@ def foreign_format(path: Path) -> str | None:
             return None
         return PYTORCH if any(name.endswith("/data.pkl") for name in names) else "a zip file of something else than arrays"
     with open(path, "rb") as file:
-        start = file.read(8)
-    by_content = next((kind for first, kind in BY_FIRST_BYTES.items() if start.startswith(first)), None)
+        head = file.read(8)
+    by_content = next((kind for first_bytes, kind in BY_FIRST_BYTES.items() if head.startswith(first_bytes)), None)
     by_name = BY_SUFFIX.get(path.suffix.lower())
     return (by_name or by_content) if by_content == PICKLE else (by_content or by_name or "no .npz file")
 
 
 def to_logits(name: str, values: np.ndarray) -> Floats:
-    """Logits [.., C] as they are; of probabilities the logarithm, in which an exact 0 counts as the smallest number that its
-    type can hold, so that all others keep their order. Checks both kinds.
+    """Logits [.., C] as float64: `values` as they are if their `name` is logits, else the logarithm of probabilities.
+
+    An exact 0 counts as the smallest positive number of its type, so that all other probabilities keep their order. Raises
+    UserError for NaN or infinite values, and for values that are not what their name says.
     """
     if values.dtype.kind not in "fiu":
         raise UserError(f"`{name}` must be real numbers, not of type {values.dtype}.")
     narrow = values.dtype in (np.float16, np.float32)
     smallest = float(np.finfo(values.dtype if narrow else np.float64).smallest_subnormal)
     values = values.astype(np.float64)
-    bad = int((~np.isfinite(values)).any(axis=-1).sum())
-    if bad:
-        raise UserError(f"{bad} of {len(values)} rows of `{name}` hold NaN or infinite values: check the model's outputs.")
+    not_finite = int((~np.isfinite(values)).any(axis=-1).sum())
+    if not_finite:
+        raise UserError(
+            f"{not_finite} of {len(values)} rows of `{name}` hold NaN or infinite values: check the model's outputs."
+        )
     distributions = (values >= 0).all(axis=-1) & (np.abs(values.sum(axis=-1) - 1) <= SUM_TOLERANCE)
     if name == "logits":
         if distributions.all():
@@ -166,5 +182,5 @@ def to_logits(name: str, values: np.ndarray) -> Floats:
 
 
 def count_saturated(name: str, values: np.ndarray) -> int:
-    """How many rows of probabilities hold a single class, all others being 0: what set them apart is rounded away."""
+    """How many rows of probabilities are 0 for all classes but one. Such rows tie, because rounding hides how they differ."""
     return int(((values > 0).sum(axis=-1) == 1).sum()) if name == "probabilities" else 0

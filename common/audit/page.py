@@ -1,6 +1,6 @@
-"""The words, the table and the HTML page of `python -m common.audit`, all made from its row.
+"""The sentences, the table and the HTML page of an audit, from its row.
 
-The page is one file: pictures inside it, no script, nothing fetched. Whatever comes from a user's file is escaped.
+The page is a single file with its pictures inside. It has no script and loads nothing. Text from a user's file is escaped.
 """
 
 from base64 import b64encode
@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from common.attacks.shadow import population_warnings
 from common.metrics.privacy import pool_warnings
-from common.report.experiments import reached
+from common.report.experiments import attack_columns
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -53,15 +53,15 @@ code { font-size: .92em; overflow-wrap: anywhere; }
 </tbody></table></div>
 <h2>ROC curves</h2>
 <img alt="ROC curves on linear and logarithmic axes" src="data:image/png;base64,{{ pictures.roc }}">
-<p class="small">Right, on logarithmic axes: what an attacker who must hardly ever accuse wrongly still finds.</p>
+<p class="small">The logarithmic axes on the right show what an attacker finds who hardly ever accuses a non-member.</p>
 <h2>phi of members and non-members</h2>
 <img alt="Histograms of phi of members and non-members" src="data:image/png;base64,{{ pictures.phi }}">
-<p class="small">phi = log(p / (1 - p)) of the true label, of the scored points. Where the two shapes overlap, an attack on the
-confidence alone has to guess.</p>
+<p class="small">phi = log(p / (1 - p)), where p is the probability of the true label of a scored point. Where the histograms
+overlap, an attack on the confidence alone has to guess.</p>
 <h2>Most exposed records</h2>
-<p class="small">The scored members of the highest scores of the attack <b>{{ row.best }}</b>; positions in
-<code>{{ row.files.members.path }}</code> count from 0. Last column: of {{ row.scored.non_members }} scored non-members, how
-many score as high or higher.</p>
+<p class="small">The scored members with the highest scores under the attack <b>{{ row.best }}</b>. Positions in
+<code>{{ row.files.members.path }}</code> count from 0. The last column says how many of the {{ row.scored.non_members }} scored
+non-members have the same or a higher score.</p>
 <div class="wide"><table>
 <thead><tr><th>position</th><th>label</th><th>predicted</th><th>p of label</th><th>score</th>
 <th>non-members at or above</th></tr></thead>
@@ -73,15 +73,18 @@ many score as high or higher.</p>
 <h2>How this was measured</h2>
 <ul>
 <li>{{ row.known.members }} of {{ row.points.members }} members and {{ row.known.non_members }} of {{ row.points.non_members }}
-non-members were drawn at random (seed {{ row.seed }}) as points whose membership the attacker knows: thresholds are fitted on
-them, and the NN attack trains on them. All numbers are about the other points.</li>
-<li>AUC: the chance that a member scores above a non-member. Null AUC: the same attack after membership was shuffled, where
-there is nothing to find. ACC: (TPR + TNR) / 2 at the threshold fitted on known points, and
-at the best threshold in hindsight. TPR: share of members found while at most {{ fpr }} of the non-members are accused.
-Intervals cover the choice of points, not the training of another model; those of the table are each attack's own, and that of
-the best attack above is at level 1 - 0.05 / {{ row.attacks | length }}, because these points also chose it.</li>
-<li>Gap floor: calling every correctly classified point a member. No defense that keeps the predicted labels goes below it.</li>
-<li>An audit bounds leakage from below: these attacks reached this much, and a better one may reach more.</li>
+non-members were drawn at random (seed {{ row.seed }}). The attacker knows the membership of these known points. Thresholds are
+fitted on them, and the NN attack trains on them. All numbers are about the other points, which are scored.</li>
+<li>AUC is the chance that a member scores above a non-member. Null AUC is that of the same attack after membership was
+shuffled, so that there is nothing to find. ACC is (TPR + TNR) / 2 at the threshold that was fitted on the known points. The
+second ACC is at the best threshold of the scored points. TPR is the share of members that are found while at most {{ fpr }} of
+the non-members are accused.</li>
+<li>Intervals cover the choice of points, not the training of another model. Those of the table are for each attack by itself.
+That of the best attack above is at level 1 - 0.05 / {{ row.attacks | length }}, because the best attack is selected on the
+scored points.</li>
+<li>The gap floor is the AUC of calling every correctly classified point a member. No defense that keeps the predicted labels
+goes below it.</li>
+<li>An audit is a lower bound on leakage. A better attack may reach more.</li>
 </ul>
 <p class="small">{% for name, file in row.files.items() %}{{ name }}: SHA-256 <code>{{ file.sha256 }}</code><br>{% endfor %}</p>
 </body>
@@ -90,14 +93,16 @@ the best attack above is at level 1 - 0.05 / {{ row.attacks | length }}, because
 
 
 def render(row: dict[str, Any], pictures: dict[str, bytes]) -> str:
-    """The HTML page of a row; `pictures` has the PNG files `roc` and `phi`."""
+    """The HTML page of a row. `pictures` are the contents of the PNG files `roc` and `phi`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     encoded = {name: b64encode(png).decode() for name, png in pictures.items()}
-    return environment.from_string(PAGE).render(row=row, table=table(row), pictures=encoded, fpr=f"{100 * row['fpr']:g}%")
+    return environment.from_string(PAGE).render(
+        row=row, table=attack_table(row), pictures=encoded, fpr=f"{100 * row['fpr']:g}%"
+    )
 
 
 def summary(row: dict[str, Any]) -> list[str]:
-    """What the audit found, in whole sentences, the verdict first."""
+    """The result of the audit in sentences. The first one is the verdict."""
     best, tpr = row["attacks"][row["best"]], row["attacks"][row["best"]]["tpr_at_fpr"]
     accuracy, scored = row["accuracy"], row["scored"]
     low, high = row["best_interval"]
@@ -118,33 +123,33 @@ def summary(row: dict[str, Any]) -> list[str]:
 
 
 def warnings(row: dict[str, Any]) -> list[str]:
-    """What a reader must know before trusting the numbers."""
-    found = pool_warnings(row["scored"]["members"], row["scored"]["non_members"], row["fpr"])
+    """Sentences that a reader must know before trusting the numbers."""
+    sentences = pool_warnings(row["scored"]["members"], row["scored"]["non_members"], row["fpr"])
     if row["saturated"]:
-        found.append(
+        sentences.append(
             f"{row['saturated']:,} predictions have all classes but one at exactly 0, which hides what sets them apart: save "
             "logits in place of probabilities."
         )
     if row["shadows"] and row["shadows"]["left_out"]:
-        found.append(
+        sentences.append(
             f"Left out: {', '.join(row['shadows']['left_out'])}. Online attacks need for every point a shadow model that was "
             "trained on it, and LiRA two models of a point that were, or were not, trained on it."
         )
-    return found + population_warnings(row["attacks"], row["known"]["non_members"], row["fpr"])
+    return sentences + population_warnings(row["attacks"], row["known"]["non_members"], row["fpr"])
 
 
-def table(row: dict[str, Any]) -> pd.DataFrame:
-    """One line an attack, the best AUC first, as text."""
-    at = f"{100 * row['fpr']:g}%"
+def attack_table(row: dict[str, Any]) -> pd.DataFrame:
+    """A table of text with a line for each attack, the largest AUC first."""
+    rate = f"{100 * row['fpr']:g}%"
     lines = [
         {
             "attack": name,
-            **reached(attack, attack["null_auc"]),
+            **attack_columns(attack, attack["null_auc"]),
             "ACC, best threshold": f"{attack['accuracy_oracle']:.3f}",
-            f"TPR @{at} FPR": percent(attack["tpr_at_fpr"]["rate"]),
+            f"TPR @{rate} FPR": percent(attack["tpr_at_fpr"]["rate"]),
             "TPR, 95%": percents(attack["tpr_at_fpr"]["interval"]),
             "members found": "{hits:,} of {positives:,}".format(**attack["tpr_at_fpr"]),
-            f"TNR @{at} FNR": percent(attack["tnr_at_fnr"]["rate"]),
+            f"TNR @{rate} FNR": percent(attack["tnr_at_fnr"]["rate"]),
         }
         for name, attack in sorted(row["attacks"].items(), key=lambda item: -item[1]["auc"])
     ]

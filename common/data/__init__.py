@@ -1,4 +1,4 @@
-"""The data sets: what each is, and where its images come from. A data set of your own is one line here (see README)."""
+"""The data sets by name. To add one, write a loader and one line here (docs/extend.md has an example)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,12 @@ from common.data.synthetic import generate
 
 @dataclass(frozen=True)
 class Dataset:
-    """Facts of a data set. `load(root)` finds (or fetches) the official files under `root`; mean and std are per channel."""
+    """A data set of 32 x 32 RGB images.
+
+    load: reads the official files under the folder that it is called with, and downloads them where they are missing.
+    classes: the number of classes.
+    mean, std: of each channel, for pixels in [0, 1].
+    """
 
     load: Callable[[Path], Source]
     classes: int
@@ -18,7 +23,8 @@ class Dataset:
     std: tuple[float, float, float]
 
 
-# Normalisation as in the released code; it happens inside the classifier, so that everything outside sees [0, 1].
+# Means and standard deviations are those of the released code. The classifier itself normalises, so that everything outside
+# it sees pixels in [0, 1].
 DATASETS = {
     "cifar10": Dataset(cifar10, 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": Dataset(cifar100, 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),

@@ -1,7 +1,7 @@
-"""`python <data set>/data_partition.py`: members, reference and non-members (paper Section IV-A), drawn from a seed.
+"""`python <data set>/data_partition.py`: the members, reference images and non-members of a run (paper Section IV-A).
 
-Members and reference images come from the official training set, non-members from the official test set, so the three are
-disjoint by construction. A manifest names every image of every part by its position in the official set.
+Members and reference images are drawn from the official training set, non-members from the official test set. The three parts
+are therefore disjoint. A manifest lists the position of every image in its official set.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ PARTS = ("members", "reference", "non_members")
 
 @dataclass(frozen=True)
 class Examples:
-    """Images uint8 [n, 3, 32, 32] and labels int64 [n] as tensors."""
+    """Images, uint8 [n, 3, 32, 32], and their labels, int64 [n]."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -33,9 +33,11 @@ class Examples:
         return len(self.labels)
 
     def take(self, index: torch.Tensor | slice) -> "Examples":
+        """The examples at `index`: positions, a boolean mask or a slice."""
         return Examples(self.images[index], self.labels[index])
 
     def to(self, device: torch.device) -> "Examples":
+        """The examples on another device."""
         return Examples(self.images.to(device), self.labels.to(device))
 
     def pixels(self, index: torch.Tensor | slice) -> torch.Tensor:
@@ -45,7 +47,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Split:
-    """One partition: the target trains on `members`; nothing trains on `non_members`, the official test images."""
+    """The three parts of a partition. The target trains on `members`. Nothing trains on `non_members`."""
 
     members: Examples
     reference: Examples
@@ -53,16 +55,17 @@ class Split:
 
     @property
     def evaluated(self) -> Pair[Examples]:
-        """The two parts whose membership is attacked."""
+        """The two parts whose membership is inferred."""
         return Pair(self.members, self.non_members)
 
 
 @dataclass(frozen=True)
 class Pools:
-    """Which images play which part in an evaluation: positions in `members` and, alike, in `non_members`.
+    """Three pools of images of an evaluation, as positions. The same positions hold for `members` and for `non_members`.
 
-    clean:    the defender's interval-fit points, the attacker's known points and the scored points are disjoint.
-    released: fit and known are the same points, and they are scored as well (what the paper's numbers come from).
+    fit: the defender's points, on which scenarios 1 and 2 of Diffence fit their interval.
+    known: the attacker's points, whose membership it knows.
+    scored: the points on which attacks are measured.
     """
 
     fit: range
@@ -71,12 +74,19 @@ class Pools:
 
     @property
     def used(self) -> range:
-        """All of them: they lie side by side at the front of each part."""
+        """The positions of all three pools together, which begin at 0 and leave no gap."""
         return range(max(self.fit.stop, self.known.stop, self.scored.stop))
 
 
 def evaluation_pools(data: Data, protocol: str) -> Pools:
-    """The evaluation pools of a protocol; the parts are in random order already, so ranges are random draws."""
+    """The pools of a protocol. A range of positions is a random sample, because the images of a part are in random order.
+
+    Under `clean`, the three pools are disjoint. Under `released`, which the paper's numbers come from, the fit points are the
+    known points, and they are scored as well. With data.fit = 2, data.known = 3 and data.scored = 4, the pools are
+
+        clean:     fit 0..1,  known 2..4,  scored 5..8
+        released:  fit 0..2,  known 0..2,  scored 0..3
+    """
     if protocol == "clean":
         known = range(data.fit, data.fit + data.known)
         return Pools(range(data.fit), known, range(known.stop, known.stop + data.scored))
@@ -84,8 +94,12 @@ def evaluation_pools(data: Data, protocol: str) -> Pools:
     return Pools(known, known, range(data.scored))
 
 
-def draw(data: Data, train_size: int, test_size: int) -> dict[str, np.ndarray]:
-    """Positions in the official training set (members, reference) and test set (non-members)."""
+def draw_indices(data: Data, train_size: int, test_size: int) -> dict[str, np.ndarray]:
+    """Draw the images of each part at random, seeded by `data.seed`.
+
+    Members and reference images are positions in the official training set of `train_size` images, non-members in the official
+    test set of `test_size` images. Raises UserError where a set has too few images.
+    """
     if data.members + data.reference > train_size:
         raise UserError(
             f"data.members + data.reference = {data.members + data.reference} exceed the {train_size} official training images."
@@ -102,20 +116,22 @@ def draw(data: Data, train_size: int, test_size: int) -> dict[str, np.ndarray]:
 
 
 def write_partition(run: Run, root: Path) -> dict[str, int]:
-    """Find or fetch the data, write the three parts and, last, the manifest that makes them valid; returns counts."""
+    """Write the three parts and then the manifest that makes them valid; returns how many images each part has.
+
+    `root` is the folder of the official files. They are downloaded where they are missing.
+    """
     source = DATASETS[run.dataset].load(root)
     data = run.config.data
-    index = draw(data, len(source.train_labels), len(source.test_labels))
+    indices = draw_indices(data, len(source.train_labels), len(source.test_labels))
     digests = {}
-    for part in PARTS:
-        images, labels = (
-            (source.test_images, source.test_labels) if part == "non_members" else (source.train_images, source.train_labels)
-        )
-        content = {"images": images[index[part]], "labels": labels[index[part]]}
-        path = run.partition_dir / f"{part}.npz"
-        atomic_write(path, lambda file, content=content: np.savez(file, **content))  # type: ignore[misc]
+    for part, index in indices.items():
+        path = _part_path(run, part)
+        if part == "non_members":
+            _write_part(path, source.test_images[index], source.test_labels[index])
+        else:
+            _write_part(path, source.train_images[index], source.train_labels[index])
         digests[part] = sha256(path)
-    counts = {part: len(index[part]) for part in PARTS}
+    counts = {part: len(index) for part, index in indices.items()}
     manifest = {
         "dataset": run.dataset,
         "settings": partition_settings(run),
@@ -126,20 +142,24 @@ def write_partition(run: Run, root: Path) -> dict[str, int]:
             protocol: {name: [pool.start, pool.stop] for name, pool in vars(evaluation_pools(data, protocol)).items()}
             for protocol in PROTOCOLS
         },
-        "index": {part: index[part].tolist() for part in PARTS},
+        "index": {part: index.tolist() for part, index in indices.items()},
     }
     write_json(run.partition_dir / "manifest.json", manifest)
     return counts
 
 
 def load_split(run: Run) -> Split:
-    """Read the partition of a run, checked against its manifest and the run's settings; UserError says what to do."""
+    """Read the partition of a run.
+
+    Raises UserError where a file is missing or differs from its digest in the manifest, and where the partition was made under
+    other settings.
+    """
     remake = run.command("data_partition.py")
     manifest = read_json(run.partition_dir / "manifest.json", remake)
     refuse_other_config(run.partition_dir, manifest.get("settings"), partition_settings(run), f"delete it and run: {remake}")
     parts = {}
     for part in PARTS:
-        path = run.partition_dir / f"{part}.npz"
+        path = _part_path(run, part)
         if not path.is_file() or sha256(path) != manifest["sha256"][part]:
             raise UserError(f"{path} is missing or damaged. Delete {run.partition_dir} and run: {remake}")
         with np.load(path) as arrays:
@@ -148,5 +168,13 @@ def load_split(run: Run) -> Split:
 
 
 def partition_settings(run: Run) -> dict[str, Any]:
-    """What a partition depends on, beside the source."""
+    """The settings that a partition depends on, beside the official images."""
     return dict(vars(run.config.data))
+
+
+def _part_path(run: Run, part: str) -> Path:
+    return run.partition_dir / f"{part}.npz"
+
+
+def _write_part(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    atomic_write(path, lambda file: np.savez(file, images=images, labels=labels))

@@ -1,4 +1,4 @@
-"""Official train and test images through torchvision's data sets: what is already there is used, what is missing is fetched."""
+"""The official training and test images of CIFAR-10, CIFAR-100 and SVHN, read and downloaded by torchvision."""
 
 import hashlib
 import os
@@ -16,7 +16,10 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """Official images uint8 [n, 3, 32, 32] and labels int64 [n] of both splits, and the md5 of the files they came from."""
+    """The official images of a data set: uint8 [n, 3, 32, 32], with labels int64 [n].
+
+    md5: the digests of the files that the images were read from, by file name.
+    """
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -36,15 +39,15 @@ def cifar100(root: Path) -> Source:
 
 
 def svhn(root: Path) -> Source:
-    """SVHN: 73,257 + 26,032 crops; torchvision turns the files' label 10 into digit 0."""
+    """SVHN: 73,257 + 26,032 images, 10 classes. The files have label 10 for the digit 0, which torchvision changes to 0."""
     from torchvision.datasets import SVHN
 
-    def load(place: Path, download: bool) -> Source:
-        train, test = (SVHN(str(place), split=split, download=download) for split in ("train", "test"))
+    def load(folder: Path, download: bool) -> Source:
+        train, test = (SVHN(str(folder), split=split, download=download) for split in ("train", "test"))
         md5 = {entry[1]: entry[2] for entry in (SVHN.split_list["train"], SVHN.split_list["test"])}
         return Source(train.data, train.labels.astype(np.int64), test.data, test.labels.astype(np.int64), md5)
 
-    return _find_or_fetch("SVHN", ["train_32x32.mat", "test_32x32.mat"], root, load)
+    return _load_or_download("SVHN", ["train_32x32.mat", "test_32x32.mat"], root, load)
 
 
 def _cifar(name: str, root: Path) -> Source:
@@ -52,47 +55,52 @@ def _cifar(name: str, root: Path) -> Source:
 
     dataset: Any = getattr(torchvision.datasets, name)
 
-    def load(place: Path, download: bool) -> Source:
-        train, test = (dataset(str(place), train=train, download=download) for train in (True, False))
+    def load(folder: Path, download: bool) -> Source:
+        train, test = (dataset(str(folder), train=train, download=download) for train in (True, False))
         images = [np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)) for part in (train, test)]
         labels = [np.asarray(part.targets, dtype=np.int64) for part in (train, test)]
         return Source(images[0], labels[0], images[1], labels[1], dict(dataset.train_list + dataset.test_list))
 
-    return _find_or_fetch(name, [dataset.base_folder], root, load, archive=dataset.filename)
+    return _load_or_download(name, [dataset.base_folder], root, load, archive=dataset.filename)
 
 
-def _find_or_fetch(
+def _load_or_download(
     name: str, entries: list[str], root: Path, load: Callable[[Path, bool], Source], archive: str | None = None
 ) -> Source:
-    """Load what lies under `root`; where nothing of it does, download beside it and move it in place when complete.
+    """Load the official files under `root`. If there are none, download them and move them to `root`.
 
-    The official archive counts as downloaded where it lies under `root`.
+    load: reads the files of a folder; with its second argument True, it downloads them into that folder first.
+    entries: the names of the official files, or of the folder that holds them.
+    archive: the name of the official archive. If it lies under `root`, it is used instead of a download.
+
+    The download goes to a temporary folder, so that an interrupted one leaves nothing under `root`. Raises UserError where only
+    some of the files are there, where one is damaged, or where the download fails.
     """
     present = [entry for entry in entries if (root / entry).exists()]
     if present:
         try:
             return load(root, False)
-        except Exception as error:  # torchvision: RuntimeError on a wrong md5, OSError or ValueError on a torn file
+        except Exception as error:  # torchvision: RuntimeError for a wrong md5, OSError or ValueError for a damaged file
             raise UserError(
                 f"the {name} files under {root} ({', '.join(present)}) are incomplete or damaged: replace them with the "
                 "official ones, or delete them and run this again to download them."
             ) from error
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as place:
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
             if archive and (root / archive).is_file():
-                shutil.copy(root / archive, place)
-            loaded = load(Path(place), True)
+                shutil.copy(root / archive, folder)
+            source = load(Path(folder), True)
             for entry in entries:
-                os.replace(Path(place) / entry, root / entry)
-    except Exception as error:  # urllib and torchvision raise many kinds, a folder that is not ours an OSError
+                os.replace(Path(folder) / entry, root / entry)
+    except Exception as error:  # urllib and torchvision raise many types; a folder without permission raises OSError
         raise UserError(
             f"{name} is not under {root} and could not be downloaded ({type(error).__name__}): put the official files "
             f"({', '.join(entries)}) there, or name their folder with --root DIR or DIFFENCE_DATA."
         ) from error
-    return loaded
+    return source
 
 
 def array_md5(array: np.ndarray) -> str:
-    """The md5 of an array's bytes, for sources that are generated and have no official file."""
+    """The md5 of an array's bytes, hexadecimal. It stands for the digest of a file where images are generated."""
     return hashlib.md5(np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -12,7 +12,8 @@ from common.data.partition import Split
 from common.defenses import advreg, dpsgd, hamp, memguard, relaxloss, selena, undefended
 from common.errors import check_name
 from common.run import Run
-from common.training.targets import PostInference, load_target, options_of, target_classifier
+from common.training import options_of, target_classifier
+from common.training.targets import PostInference, load_target
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class NoOptions:
 class Defense:
     """How a defense is trained and loaded.
 
-    train: writes the checkpoint and returns the classifier.
+    train: trains the defense, writes the checkpoint and returns the model.
     options: the dataclass of the config section `defenses.<name>`.
-    build: the module that the checkpoint is loaded into.
-    needs: the defenses whose classifiers must be trained before, by name.
+    build: returns the module that the checkpoint is loaded into.
+    needs: the names of the defenses that must be trained before this one.
     parts, train_part: for a defense of several models that can be trained as separate jobs. `parts(run)` lists the path and the
-        settings of each, `train_part(run, split, i)` trains one.
+        settings of each model, and `train_part(run, split, i)` trains model i.
     """
 
     train: Callable[[Run, Split], nn.Module]
@@ -56,20 +57,27 @@ DEFENSES = {
 
 @dataclass(frozen=True)
 class DefendedModel:
-    """A trained defense, ready to answer: its classifier, and the post-inference defense behind it (None = there is none)."""
+    """A trained defense."""
 
     classifier: nn.Module  # images [B, 3, H, W] in [0, 1] -> logits [B, C]
-    post_inference: PostInference | None
+    post_inference: PostInference | None  # applied to the predictions that are released; None = the defense has no such part
 
 
 def load_defended_model(run: Run, defense: str, protocol: str) -> DefendedModel:
-    """Load a trained defense, with the weights that `protocol` evaluates. UserError says which command trains it."""
+    """Load a trained defense with the weights that `protocol` evaluates.
+
+    Raises UserError where its checkpoint is missing, damaged, or made under other settings. The message names the command that
+    trains it.
+    """
     model = load_target(run, defense, protocol, DEFENSES[defense].build(run))
     return DefendedModel(model.classifier, model) if isinstance(model, PostInference) else DefendedModel(model, None)
 
 
 def with_options(run: Run) -> Run:
-    """The run with the config section of every defense filled in. UserError for an unknown defense or option."""
+    """The run with every option of every defense in its config, defaults included.
+
+    Raises UserError for an unknown defense, an unknown option, or a value out of range.
+    """
     for name in run.config.defenses:
         check_name("defense in the config", name, DEFENSES)
     sections = {name: asdict(options_of(run, name, defense.options)) for name, defense in DEFENSES.items()}

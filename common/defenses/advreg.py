@@ -1,12 +1,15 @@
 """AdvReg: adversarial regularisation (Nasr, Shokri and Houmansadr, CCS 2018; paper Section IV-A, Appendix E).
 
-The classifier f and an inference network h play a game. h learns to tell f's answers on members from those on reference
-images; f minimises cross-entropy plus alpha times what h gains on the members. The two never touch each other: h steps
-while f is in evaluation mode and without gradient, so f's BatchNorm statistics never see a reference image, and f steps
-while h is frozen. h reads raw logits, as in the authors' and the released code; a member is 1.
+The classifier f and an inference network h are trained in turn. h learns to distinguish the logits of f on members (target 1)
+from those on reference images (target 0). f minimises cross-entropy plus alpha times the gain of h on the members. h reads
+logits, not probabilities, as in the authors' and in the released code.
 
-The reference images must be neither members nor scored: with the official test set, as in some ports, h would hide the
-very leakage that is then measured. A large alpha drives f to chance: watch the training accuracy.
+Training one network leaves the other unchanged. While h is trained, f is in evaluation mode and without gradients, so that its
+BatchNorm statistics never include a reference image. While f is trained, the weights of h are frozen.
+
+The reference images must be neither members nor scored. Some other implementations use the official test set. With it, f learns
+to hide the membership of the very images on which attacks are then measured. A large alpha can reduce the accuracy of f to
+chance, which the training accuracy shows.
 """
 
 import math
@@ -24,13 +27,12 @@ from common.data.partition import Examples, Split
 from common.errors import check_name
 from common.run import Run
 from common.seeds import derive_seed
-from common.training.loop import Objective, Stateful
-from common.training.targets import options_of, target_classifier, train_target
+from common.training import Objective, Stateful, options_of, target_classifier, train_target
 
 Penalty = Literal["linear", "log_gain"]
 Schedule = Literal["released", "paper"]
 
-# Steps of h, then of f, that make a round. `paper`: the AdvReg authors' code for Purchase100.
+# Steps of h and of f in a round. `paper` is the AdvReg authors' code for Purchase100.
 SCHEDULES: dict[str, tuple[int, int]] = {"released": (26, 2), "paper": (52, 2)}
 
 
@@ -39,13 +41,15 @@ class Options:
     """The config section `defenses.advreg`. Raises UserError for a value out of range."""
 
     alpha: float = 6.0  # weight of the penalty, as in the paper's text; the released configs have 4
-    penalty: Penalty = "linear"  # released: mean h - 1/2, h by squared error; log_gain (AdvReg paper): both by log h
+    # linear (released code): the gain is h - 1/2, and h minimises the squared error.
+    # log_gain (AdvReg paper): the gain is log h + log 2, and h minimises the cross-entropy.
+    penalty: Penalty = "linear"
     schedule: Schedule = "released"
-    attack_batches: int = 0  # steps of h a round, each on a batch of members and one of reference images; 0 = schedule
-    defender_batches: int = 0  # steps of f a round; 0 = schedule
-    warmup_epochs: int = 1  # plain epochs of f before the game
-    warmup_attack_passes: int = 5  # passes of h over the data between the two
-    attack_lr: float = 1e-4  # of h's Adam
+    attack_batches: int = 0  # steps of h in a round, each on a batch of members and one of reference images; 0 = schedule
+    defender_batches: int = 0  # steps of f in a round; 0 = schedule
+    warmup_epochs: int = 1  # first epochs, in which f is trained without the penalty and h is not trained
+    warmup_attack_passes: int = 5  # passes of h over the data after these epochs, before the first round
+    attack_lr: float = 1e-4  # learning rate of h (Adam)
 
     def __post_init__(self) -> None:
         check_name("penalty of defenses.advreg", self.penalty, get_args(Penalty))
@@ -55,14 +59,17 @@ class Options:
         require(self.attack_lr > 0, f"defenses.advreg.attack_lr must be positive, not {self.attack_lr}.")
 
     @property
-    def round(self) -> tuple[int, int]:
-        """Steps of h and of f that make a round."""
-        attack, defender = SCHEDULES[self.schedule]
-        return self.attack_batches or attack, self.defender_batches or defender
+    def steps_per_round(self) -> tuple[int, int]:
+        """The number of steps of h and of f in a round."""
+        attack_batches, defender_batches = SCHEDULES[self.schedule]
+        return self.attack_batches or attack_batches, self.defender_batches or defender_batches
 
 
 class InferenceNet(nn.Module):
-    """h: a tower on the logits and one on the one-hot label, concatenated. Weights start from N(0, 0.01), biases at 0."""
+    """The inference network h, drawn from `seed`: MLPs on the logits and on the one-hot label, and one on both outputs.
+
+    Initial weights have the mean 0 and the standard deviation 0.01; initial biases are 0.
+    """
 
     def __init__(self, classes: int, seed: int) -> None:
         super().__init__()
@@ -88,9 +95,10 @@ class InferenceNet(nn.Module):
 
 
 class AdvReg(Objective):
-    """The game as an objective: `step` is one step of f, before the first of a round come the steps of h.
+    """Training of f and h in turn: before the first step of f in each round, h is trained.
 
-    An epoch is one pass of f over the members. Raises UserError where there are no reference images.
+    An epoch is one pass of f over the members. Its first step begins a round. Raises UserError where there are no reference
+    images.
     """
 
     def __init__(
@@ -108,63 +116,68 @@ class AdvReg(Objective):
         self.reference, self.options = reference.to(device), options
         self.attacker = attacker.to(device).eval().requires_grad_(False)
         self.attack_optimizer = torch.optim.Adam(self.attacker.parameters(), options.attack_lr)
-        self.attack_size = min(config.batch_size, len(members), len(reference))  # as many of either kind
+        self.attack_batch_size = min(config.batch_size, len(members), len(reference))  # members, and as many reference images
 
     def batches(self) -> Iterable[torch.Tensor]:
-        """Batches of f. h draws its own from a generator apart, so that f sees the order of plain training."""
+        """Batches of f, in the order of plain training, because the batches of h are drawn from another generator."""
         generator = torch.Generator().manual_seed(derive_seed("advreg", torch.initial_seed()))
-        self.steps_done = 0
-        self.attack_draws = zip(
-            _endless(len(self.members), self.attack_size, generator),
-            _endless(len(self.reference), self.attack_size, generator),
+        self.steps_done = 0  # of f, in this epoch
+        self.attacker_batches = zip(
+            _endless_batches(len(self.members), self.attack_batch_size, generator),
+            _endless_batches(len(self.reference), self.attack_batch_size, generator),
             strict=True,
         )
         return super().batches()
 
     def step(self, index: torch.Tensor, epoch: int) -> tuple[float, int]:
-        """One step of f, after the steps of h that are due."""
+        """Train f on one batch, after h where a round begins. Returns what `Objective.step` returns."""
         if epoch >= self.options.warmup_epochs:
-            attack_batches, defender_batches = self.options.round
+            attack_batches, defender_batches = self.options.steps_per_round
             if epoch == self.options.warmup_epochs and self.steps_done == 0:
-                a_pass = min(len(self.members), len(self.reference)) // self.attack_size
-                self.attack(self.options.warmup_attack_passes * a_pass)
+                steps_per_pass = min(len(self.members), len(self.reference)) // self.attack_batch_size
+                self.train_attacker(self.options.warmup_attack_passes * steps_per_pass)
             if self.steps_done % defender_batches == 0:
-                self.attack(attack_batches)
+                self.train_attacker(attack_batches)
         self.steps_done += 1
         return super().step(index, epoch)
 
-    def attack(self, steps: int) -> None:
-        """Train h for some steps against f as it is."""
+    def train_attacker(self, steps: int) -> None:
+        """Train h for some steps. f does not change."""
         self.model.eval()
         self.attacker.train().requires_grad_(True)
         for _ in range(steps):
-            members, others = (index.to(self.device) for index in next(self.attack_draws))
-            images = torch.cat([self.members.pixels(members), self.reference.pixels(others)])
-            labels = torch.cat([self.members.labels[members], self.reference.labels[others]])
+            members, reference = (index.to(self.device) for index in next(self.attacker_batches))
+            images = torch.cat([self.members.pixels(members), self.reference.pixels(reference)])
+            labels = torch.cat([self.members.labels[members], self.reference.labels[reference]])
             with torch.no_grad():
                 logits = self.forward(images)
-            loss = self.attack_loss(logits, labels, torch.arange(len(labels), device=self.device) < len(members))
+            is_member = torch.arange(len(labels), device=self.device) < len(members)
+            loss = self.attack_loss(logits, labels, is_member)
             self.attack_optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.attack_optimizer.step()
         self.attacker.eval().requires_grad_(False)
         self.model.train()
 
-    def attack_loss(self, logits: torch.Tensor, labels: torch.Tensor, member: torch.Tensor) -> torch.Tensor:
-        """What h minimises, a scalar: `member` bool [B] is the truth about logits [B, C]."""
-        guess = self.attacker(logits, labels)
+    def attack_loss(self, logits: torch.Tensor, labels: torch.Tensor, is_member: torch.Tensor) -> torch.Tensor:
+        """The scalar that h minimises, for logits [B, C] of f, labels int64 [B] and their true membership, bool [B]."""
+        member_logits = self.attacker(logits, labels)
         if self.options.penalty == "linear":
-            return F.mse_loss(guess.sigmoid(), member.float())
-        return F.binary_cross_entropy_with_logits(guess, member.float())
+            return F.mse_loss(member_logits.sigmoid(), is_member.float())
+        return F.binary_cross_entropy_with_logits(member_logits, is_member.float())
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, index: torch.Tensor, epoch: int) -> torch.Tensor:
-        plain = super().loss(logits, labels, index, epoch)
-        return plain if epoch < self.options.warmup_epochs else plain + self.penalty(logits, labels)
+        """Cross-entropy and, after the warm-up epochs, the penalty."""
+        cross_entropy = super().loss(logits, labels, index, epoch)
+        return cross_entropy if epoch < self.options.warmup_epochs else cross_entropy + self.penalty(logits, labels)
 
     def penalty(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """alpha times h's gain on members' logits [B, C], a scalar: 0 where h guesses 1/2, positive where h is right."""
-        guess = self.attacker(logits, labels)
-        gain = guess.sigmoid() - 0.5 if self.options.penalty == "linear" else F.logsigmoid(guess) + math.log(2)
+        """alpha times the mean gain of h on members with logits [B, C], a scalar.
+
+        The gain on a member is 0 where h = P(member) is 1/2, and positive where h is larger.
+        """
+        member_logits, linear = self.attacker(logits, labels), self.options.penalty == "linear"
+        gain = member_logits.sigmoid() - 0.5 if linear else F.logsigmoid(member_logits) + math.log(2)
         return self.options.alpha * gain.mean()
 
     def stateful(self) -> dict[str, Stateful]:
@@ -172,7 +185,7 @@ class AdvReg(Objective):
 
 
 def train(run: Run, split: Split) -> nn.Module:
-    """The game between the classifier and an inference network on the members and the reference half."""
+    """Train a classifier by AdvReg on the members and the reference images."""
     attacker = InferenceNet(DATASETS[run.dataset].classes, derive_seed("advreg", run.seed))
     objective = AdvReg(
         target_classifier(run),
@@ -186,7 +199,7 @@ def train(run: Run, split: Split) -> nn.Module:
     return train_target(run, "advreg", objective, split)
 
 
-def _endless(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Batches of `size` <= `count` positions, from one random order after another."""
+def _endless_batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Batches of `size` of the positions 0..count - 1, without end: every pass has a new random order and full batches only."""
     while True:
         yield from torch.randperm(count, generator=generator)[: count - count % size].split(size)

@@ -1,13 +1,19 @@
-"""DP-SGD (Abadi et al., CCS 2016) with Opacus (paper Section IV-A): per-sample gradients are clipped, summed, noised.
+"""DP-SGD (Abadi et al., CCS 2016) with Opacus (paper Section IV-A).
 
-The paper's noise multipliers (0.1 and 0.05) are not private: epsilon at delta = 1e-5 is around 1e5 to 3e6. It is written
-into every result; `target_epsilon` asks for the noise of a budget instead. What matters for a private run:
-- BatchNorm mixes the samples of a batch, so GroupNorm replaces it, before the optimiser is built: in the released code
-  it comes after, and the new layers' parameters are never trained;
-- batches are Poisson samples, possibly empty, and the sum is divided by the expected batch size, as the accountant assumes;
-- Opacus's per-sample gradients of convolutions are wrong for channels_last weights (the test against plain SGD finds it);
-- all of it is float32: per-sample gradients in bfloat16 would be clipped to a rough norm.
-Sampling and noise come from PyTorch's generators, seeded by epoch: they resume exactly, but are not cryptographically safe.
+The gradient of each sample is clipped, the clipped gradients of a batch are summed, and Gaussian noise is added to the sum.
+
+The paper's noise multipliers (0.1 and 0.05) give no meaningful privacy: epsilon at delta = 1e-5 is about 1e5 to 3e6. Every row
+states its epsilon. With `target_epsilon`, the noise is computed from a budget instead. These points matter for a private run:
+
+- BatchNorm mixes the samples of a batch, so that GroupNorm replaces it. This happens before the optimiser is built. In the
+  released code it happens afterwards, and the parameters of the new layers are never trained.
+- Batches are Poisson samples, which may be empty, and the sum is divided by the expected batch size, as the accountant assumes.
+- The weights are not in channels_last format, because Opacus then computes wrong per-sample gradients of convolutions. A test
+  against plain SGD detects this.
+- Everything is computed in float32, because the norms of gradients in bfloat16 are too inaccurate for clipping.
+
+Samples and noise come from PyTorch's generators, which are seeded in every epoch. A training therefore resumes exactly, but its
+noise is not cryptographically secure.
 """
 
 import math
@@ -24,10 +30,9 @@ from common.config import Train, require
 from common.data.partition import Examples, Split
 from common.errors import UserError
 from common.run import Run
-from common.training.loop import Objective, Stateful
-from common.training.targets import options_of, target_classifier, train_target
+from common.training import Objective, Stateful, options_of, target_classifier, train_target
 
-PRIVATE = "dpsgd-private"  # the same method under a budget that means something
+PRIVATE = "dpsgd-private"  # the name of the same method with a small epsilon
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,10 @@ class Options:
 
     noise_multiplier: float = 0.1  # standard deviation of the noise in units of max_grad_norm; CIFAR-100 and SVHN: 0.05
     max_grad_norm: float = 1.2  # L2 norm to which the gradient of a sample is clipped
-    target_epsilon: float = 0.0  # above 0: the noise multiplier is computed for it and the one above is not used
+    target_epsilon: float = 0.0  # if above 0, the noise multiplier is computed from it and `noise_multiplier` is ignored
     delta: float = 1e-5
-    groups: int = 0  # of each GroupNorm; 0 = gcd(32, channels). A narrow network wants fewer: see `build`
-    physical_batch: int = 256  # samples whose gradients are in memory at a time
+    groups: int = 0  # of each GroupNorm; 0 = gcd(32, channels), which is too many for a narrow network (see `build`)
+    physical_batch: int = 256  # the largest number of samples whose gradients are in memory at the same time
 
     def __post_init__(self) -> None:
         for name in ("noise_multiplier", "target_epsilon"):
@@ -62,70 +67,74 @@ OPTIONS = {"dpsgd": Options, PRIVATE: PrivateOptions}
 
 
 class DPSGD(Objective):
-    """DP-SGD as an objective. `model` must hold no BatchNorm (see `build`).
+    """DP-SGD as an objective. `model` must have no BatchNorm (see `build`).
 
-    Opacus hooks the layers of `model` itself, which therefore keeps its own state dict. Raises UserError where a batch is
-    larger than the members or the budget cannot be met.
+    Opacus adds hooks to the layers of `model` without copying it, so that the keys of its state dict stay the same. Raises
+    UserError where a batch is larger than the number of members, and where no noise multiplier meets `target_epsilon`.
     """
 
     def __init__(self, model: nn.Module, members: Examples, config: Train, device: torch.device, options: Options) -> None:
-        from opacus.accountants import RDPAccountant  # here and below: 1.5 s that no other defense's command should wait for
+        # Opacus is imported where it is used, because this takes 1.5 s, which no other defense needs.
+        from opacus.accountants import RDPAccountant
         from opacus.grad_sample import GradSampleModule
         from opacus.optimizers import DPOptimizer
 
         super().__init__(model, members, config, device)
-        self.model = self.model.to(memory_format=torch.contiguous_format)  # Opacus 1.6 is wrong on channels_last
+        self.model = self.model.to(memory_format=torch.contiguous_format)  # for Opacus 1.6, see above
         size = config.batch_size
         require(size <= len(members), f"train.batch_size = {size} exceeds the {len(members)} members.")
         self.options = options
         self.sample_rate = size / len(members)
-        self.steps = len(members) // size  # of an epoch
-        self.noise_multiplier = _noise_multiplier(options, self.sample_rate, self.steps * config.epochs)
-        self.hooked = GradSampleModule(self.model)
+        self.steps_per_epoch = len(members) // size
+        self.noise_multiplier = _noise_multiplier(options, self.sample_rate, self.steps_per_epoch * config.epochs)
+        self.grad_sample_module = GradSampleModule(self.model)
         self.accountant = RDPAccountant()
-        self.private = DPOptimizer(
+        self.dp_optimizer = DPOptimizer(
             self.optimizer,
             noise_multiplier=self.noise_multiplier,
             max_grad_norm=options.max_grad_norm,
             expected_batch_size=size,
         )
-        self.private.attach_step_hook(self.accountant.get_optimizer_hook_fn(self.sample_rate))
-        self.optimizer = self.private
+        self.dp_optimizer.attach_step_hook(self.accountant.get_optimizer_hook_fn(self.sample_rate))
+        self.optimizer = self.dp_optimizer
 
     def batches(self) -> Iterable[torch.Tensor]:
         """Poisson samples: each member is in each batch with probability `sample_rate`."""
-        for _ in range(self.steps):
+        for _ in range(self.steps_per_epoch):
             yield (torch.rand(len(self.members)) < self.sample_rate).nonzero().squeeze(1)
 
     def step(self, index: torch.Tensor, epoch: int) -> tuple[float, int]:
-        """One noised step, the clipped gradients being summed over physical batches; an empty batch adds noise alone."""
+        """Train on one batch, in physical batches whose clipped gradients are summed before the noise is added."""
         if not len(index):
-            self._noise_alone()
+            self._step_on_empty_batch()
             return 0.0, 0
         loss, correct = 0.0, 0
-        parts = index.split(self.options.physical_batch)
-        for number, part in enumerate(parts, start=1):
-            self.private.signal_skip_step(number < len(parts))  # noise and the step itself come with the last part
+        physical_batches = index.split(self.options.physical_batch)
+        for number, physical_batch in enumerate(physical_batches, start=1):
+            # Until the last physical batch, Opacus only sums. Then it adds the noise and changes the weights.
+            self.dp_optimizer.signal_skip_step(number < len(physical_batches))
             with _quiet():
-                part_loss, part_correct = super().step(part, epoch)
-            loss, correct = loss + part_loss * len(part) / len(index), correct + part_correct
+                batch_loss, batch_correct = super().step(physical_batch, epoch)
+            loss += batch_loss * len(physical_batch) / len(index)
+            correct += batch_correct
         return loss, correct
 
-    def _noise_alone(self) -> None:
-        self.private.zero_grad(set_to_none=True)
-        for parameter in self.private.params:
+    def _step_on_empty_batch(self) -> None:
+        """Add noise to a gradient of 0, and step. Opacus reads the gradients of 0 samples from `grad_sample`."""
+        self.dp_optimizer.zero_grad(set_to_none=True)
+        for parameter in self.dp_optimizer.params:
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
-        self.private.step()
+        self.dp_optimizer.step()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits [b, C], in float32 throughout."""
+        """Logits [b, C]. They are computed in float32 whatever `train.bf16` says."""
         return self.model(images)
 
     def stateful(self) -> dict[str, Stateful]:
         return {**super().stateful(), "accountant": self.accountant}
 
     def facts(self) -> dict[str, Any]:
-        """The privacy spent so far; an epsilon of None is none at all (no noise)."""
+        """The privacy spent so far. Without noise, epsilon is infinite, which is written as None."""
         with _quiet():
             epsilon = self.accountant.get_epsilon(self.options.delta)
         return {
@@ -138,10 +147,11 @@ class DPSGD(Objective):
 
 
 def build(run: Run, name: str = "dpsgd") -> nn.Module:
-    """The run's architecture with BatchNorm replaced by GroupNorm, by default of gcd(32, channels) groups as in Opacus.
+    """The run's architecture, with GroupNorm in place of BatchNorm.
 
-    Up to 32 channels that is one group a channel, which erases how strong a channel is in an image: at width 16 the
-    accuracy on CPU-sized data halves. UserError for a number of groups that does not divide the channels.
+    By default a layer has gcd(32, channels) groups, as in Opacus. A layer of 8, 16 or 32 channels then has one group for each
+    channel, which makes all channels of an image equally strong. With a network of width 16, the accuracy on CPU-sized data
+    falls by half. Raises UserError where `groups` does not divide the number of channels of every layer.
     """
     from opacus.validators import ModuleValidator
 
@@ -153,14 +163,14 @@ def build(run: Run, name: str = "dpsgd") -> nn.Module:
 
 
 def train(run: Run, split: Split, name: str = "dpsgd") -> nn.Module:
-    """Cross-entropy on the members by DP-SGD."""
+    """Train a classifier on the members with cross-entropy by DP-SGD."""
     objective = DPSGD(build(run, name), split.members, run.config.train, run.device, options_of(run, name, OPTIONS[name]))
     train_target(run, name, objective, split)
-    return objective.hooked.to_standard_module()
+    return objective.grad_sample_module.to_standard_module()
 
 
 def _noise_multiplier(options: Options, sample_rate: float, steps: int) -> float:
-    """The given noise multiplier, or the one under which all steps together spend at most `target_epsilon`."""
+    """`noise_multiplier` or, with a `target_epsilon`, the one with which all steps together spend at most this epsilon."""
     if not options.target_epsilon:
         return options.noise_multiplier
     from opacus.accountants.utils import get_noise_multiplier
@@ -183,10 +193,10 @@ def _noise_multiplier(options: Options, sample_rate: float, steps: int) -> float
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without two warnings of which nothing follows here."""
+    """Silence two warnings that have no consequence here."""
     with warnings.catch_warnings():
-        # At the paper's noise the best Renyi order lies below Opacus's smallest: its epsilon still is a bound.
+        # With the paper's noise, the best Renyi order is below the smallest that Opacus tries. Its epsilon is still a bound.
         warnings.filterwarnings("ignore", message="Optimal order is the")
-        # Of the first layer, whose input is an image.
+        # This warning is about the first layer: its inputs are images, which have no gradient.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         yield

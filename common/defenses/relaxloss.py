@@ -1,9 +1,11 @@
-"""RelaxLoss (Chen, Yu and Fritz, ICLR 2022): hold the training loss near `alpha` instead of driving it to zero.
+"""RelaxLoss (Chen, Yu and Fritz, ICLR 2022): keep the training loss near `alpha` instead of reducing it to zero.
 
-Even epochs (from 0) descend above alpha and ascend below; odd epochs descend above and flatten the posteriors below. The
-branch is taken for each batch. The training loss stays near alpha by design: to stop early on it would be a mistake.
-The authors' code has two flattening losses, for CIFAR and for its non-image data; Diffence uses the first. Neither
-detaches the flattened target, although the method treats it as a constant: `detach` chooses.
+A batch whose cross-entropy is above alpha is trained by gradient descent. Below alpha, an epoch with an even number, counted
+from 0, ascends, and one with an odd number flattens the posteriors. The training loss is meant to stay near alpha, so that it
+must not be used for early stopping.
+
+The authors' code has one flattening loss for CIFAR and another for its non-image data. The released code of Diffence uses the
+first. The method treats the flattened target as a constant, but neither loss detaches it. The option `detach` does.
 """
 
 import math
@@ -18,18 +20,20 @@ from common.config import Train, require
 from common.data import DATASETS
 from common.data.partition import Examples, Split
 from common.run import Run
-from common.training.loop import Objective
-from common.training.targets import options_of, target_classifier, train_target
+from common.training import Objective, options_of, target_classifier, train_target
 
 
 @dataclass(frozen=True)
 class Options:
-    """The config section `defenses.relaxloss`; the defaults are the paper's for CIFAR-10."""
+    """The config section `defenses.relaxloss`. Raises UserError for a value out of range.
 
-    alpha: float = 0.05  # where the cross-entropy is held, below log C
-    upper: float = 1.0  # largest share of the true class in a flattened target
+    The defaults are the paper's for CIFAR-10.
+    """
+
+    alpha: float = 0.05  # the cross-entropy near which training stays, at least 0 and below log(number of classes)
+    upper: float = 1.0  # largest probability of the true class in a flattened target, in 0..1, 0 excluded
     flattening: Literal["cifar", "non_image"] = "cifar"
-    detach: bool = False  # take the flattened target as a constant
+    detach: bool = False  # whether no gradient flows through the flattened target
 
     def __post_init__(self) -> None:
         require(self.alpha >= 0, f"defenses.relaxloss.alpha must not be negative, not {self.alpha}.")
@@ -37,13 +41,17 @@ class Options:
 
 
 class RelaxLoss(Objective):
-    """Cross-entropy, its distance to alpha, or posterior flattening, as the epoch and the batch ask for."""
+    """The loss of RelaxLoss, which depends on the batch's cross-entropy and on whether the epoch is even or odd."""
 
     def __init__(self, model: nn.Module, members: Examples, config: Train, device: torch.device, options: Options) -> None:
         super().__init__(model, members, config, device)
         self.options = options
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, index: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Cross-entropy or, below alpha, alpha minus cross-entropy (even epochs) or posterior flattening (odd epochs).
+
+        The gradient of the distance |cross-entropy - alpha| is that of descent above alpha and that of ascent below.
+        """
         alpha = self.options.alpha
         cross_entropy = F.cross_entropy(logits, labels)
         if epoch % 2 == 0:
@@ -51,24 +59,33 @@ class RelaxLoss(Objective):
         return cross_entropy if cross_entropy > alpha else self.flattening(logits, labels)
 
     def flattening(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy to the flattened targets; `cifar`: of wrong answers only, and ascent on every label."""
+        """The flattening loss, a scalar.
+
+        non_image: the mean cross-entropy to the flattened targets.
+        cifar: the same mean, with 0 for images that are classified correctly, minus the mean cross-entropy to the labels.
+        """
         log_p = F.log_softmax(logits, dim=1)
-        to_flat = -(self.flat_targets(logits, labels) * log_p).sum(1)
+        target_cross_entropy = -(self.flat_targets(logits, labels) * log_p).sum(1)
         if self.options.flattening == "non_image":
-            return to_flat.mean()
-        wrong = logits.argmax(1) != labels
-        return (wrong * to_flat + log_p.gather(1, labels[:, None])[:, 0]).mean()
+            return target_cross_entropy.mean()
+        misclassified = logits.argmax(1) != labels
+        return (misclassified * target_cross_entropy + log_p.gather(1, labels[:, None])[:, 0]).mean()
 
     def flat_targets(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """[B, C], rows sum to 1: the true class keeps its probability, at most `upper`; the others share the rest."""
-        own = F.softmax(logits, dim=1).gather(1, labels[:, None]).clamp(max=self.options.upper)
-        own = own.detach() if self.options.detach else own
-        others = ((1 - own) / (logits.shape[1] - 1)).expand_as(logits)
-        return others.scatter(1, labels[:, None], own)
+        """Flattened targets [B, C], whose rows sum to 1.
+
+        The true class has its predicted probability, but at most `upper`. The other classes share the rest equally. For
+        example, the prediction (0.2, 0.5, 0.3) with the label 1 becomes (0.25, 0.5, 0.25).
+        """
+        true_class = F.softmax(logits, dim=1).gather(1, labels[:, None]).clamp(max=self.options.upper)
+        if self.options.detach:
+            true_class = true_class.detach()
+        other_classes = ((1 - true_class) / (logits.shape[1] - 1)).expand_as(logits)
+        return other_classes.scatter(1, labels[:, None], true_class)
 
 
 def train(run: Run, split: Split) -> nn.Module:
-    """RelaxLoss on the members."""
+    """Train a classifier on the members with RelaxLoss. Raises UserError where alpha is not below the loss of guessing."""
     options = options_of(run, "relaxloss", Options)
     classes = DATASETS[run.dataset].classes
     require(

@@ -1,10 +1,14 @@
-"""SELENA (Tang et al., USENIX Security 2022): distil what sub-models say about members that they were not trained on.
+"""SELENA (Tang et al., USENIX Security 2022): distil the answers of sub-models to members that they were not trained on.
 
-Split-AI trains K sub-models, each member left out of exactly L of them, on K * (K - L) / K plain trainings' work. A member's
-soft label is the mean answer of its L non-models, in evaluation mode: one model that knows the member gives it away. The
-student learns the soft labels alone and is all that is released. The released code averages logits where the method averages
-probabilities, does not shuffle the student's batches and makes its optimiser anew each epoch; only the first is an option.
-Sub-models are saved one by one and can be trained as separate jobs (`train_part`); none is chosen by its test accuracy.
+First, Split-AI trains K sub-models. Each member is left out of the training sets of exactly L of them, so that all sub-models
+together cost as much as K - L trainings on all members. Then the soft label of each member is computed: the mean answer, in
+evaluation mode, of the L sub-models that were not trained on it. No other sub-model takes part, because the answer of a
+model that was trained on the member reveals its membership. Finally, a student learns the soft labels without the true labels.
+Only the student is released.
+
+The released code differs in three ways: it averages logits instead of probabilities (the option `average`), it does not shuffle
+the student's batches, and it creates a new optimiser in every epoch. Sub-models are saved one by one and can be trained as
+separate jobs (`train_part`). They are those of the last epoch, not those with the best test accuracy.
 """
 
 from collections.abc import Iterable
@@ -22,17 +26,17 @@ from common.data import DATASETS
 from common.data.partition import Examples, Split
 from common.run import Run
 from common.seeds import derive_seed
-from common.training.loop import Objective, fit, predict
-from common.training.targets import load_target, model_path, options_of, settings_of, target_classifier, train_target
+from common.training import Objective, fit, options_of, predict, target_classifier, train_target
+from common.training.targets import load_target, model_path, settings_of
 
 
 @dataclass(frozen=True)
 class Options:
-    """The config section `defenses.selena`; the defaults are the paper's."""
+    """The config section `defenses.selena`, with the paper's values. Raises UserError for a value out of range."""
 
-    k: int = 25  # sub-models
-    l: int = 10  # noqa: E741 - the method's letter: how many sub-models leave a member out
-    average: Literal["probabilities", "logits"] = "probabilities"  # of the non-models; the released code's: logits
+    k: int = 25  # number of sub-models
+    l: int = 10  # noqa: E741 - the paper's letter. The number of sub-models that a member is left out of
+    average: Literal["probabilities", "logits"] = "probabilities"  # what is averaged; the released code: logits
 
     def __post_init__(self) -> None:
         require(
@@ -42,7 +46,7 @@ class Options:
 
 
 class Distillation(Objective):
-    """Cross-entropy to a soft label for each member, `soft` [n, C]; its minimum is their mean entropy, not 0."""
+    """Cross-entropy to the soft labels of the members, `soft` [n, C]. Its minimum is their mean entropy, not 0."""
 
     def __init__(self, model: nn.Module, members: Examples, config: Train, device: torch.device, soft: torch.Tensor) -> None:
         super().__init__(model, members, config, device)
@@ -53,79 +57,90 @@ class Distillation(Objective):
 
 
 def left_out(members: int, options: Options, seed: int) -> torch.Tensor:
-    """[n, K] bool: whether a sub-model leaves a member out, true L times a row, drawn from `seed` alone.
+    """Draw the members that each sub-model leaves out; depends on `seed` alone.
 
-    Raises UserError where there are so few members that a sub-model gets all of them or none.
+    Returns bool [members, K], true where a member (row) is left out of the training set of a sub-model (column). Each row has
+    exactly L true values: with K = 4 and L = 2, the permutation (2, 0, 3, 1) becomes (False, True, False, True).
+
+    Raises UserError where there are so few members that a sub-model would get all of them or none.
     """
-    order = np.tile(np.arange(options.k), (members, 1))
-    np.random.default_rng(derive_seed("selena", seed)).permuted(order, axis=1, out=order)
-    out = torch.from_numpy(order < options.l)
+    permutations = np.tile(np.arange(options.k), (members, 1))
+    np.random.default_rng(derive_seed("selena", seed)).permuted(permutations, axis=1, out=permutations)
+    out_mask = torch.from_numpy(permutations < options.l)
     require(
-        bool(out.any(0).all() and (~out).any(0).all()),
+        bool(out_mask.any(0).all() and (~out_mask).any(0).all()),
         f"{members} members are too few for {options.k} sub-models that each leave out {options.l} in {options.k} of them: "
         "raise data.members or lower defenses.selena.k.",
     )
-    return out
+    return out_mask
 
 
 def soft_labels(
     models: Iterable[nn.Module],
     examples: Examples,
-    out: torch.Tensor,
+    out_mask: torch.Tensor,
     classes: int,
     average: Literal["probabilities", "logits"],
     device: torch.device,
 ) -> torch.Tensor:
-    """[n, C] float32, rows sum to 1: the mean answer to each example of the models whose column in `out` [n, K] is true.
+    """Soft labels, float32 [n, C], whose rows sum to 1: the mean answer of the models that were not trained on an example.
 
-    `models` yields K classifiers, one after the other: it need not hold them all at once.
+    models: K classifiers. They are used one after the other, so that an iterator need not hold all of them in memory.
+    out_mask: bool [n, K], true where an example was left out of the training set of a model (`left_out`).
+    average: whether probabilities are averaged, or logits, whose mean is then turned into probabilities.
     """
     total = torch.zeros(len(examples), classes, dtype=torch.float64)
-    for model, asked in zip(models, out.T, strict=True):
-        logits = predict(model, examples.take(asked), device).double()
-        total[asked] += logits.softmax(1) if average == "probabilities" else logits
-    mean = total / out.sum(1, keepdim=True)
+    for model, is_out in zip(models, out_mask.T, strict=True):
+        logits = predict(model, examples.take(is_out), device).double()
+        total[is_out] += logits.softmax(1) if average == "probabilities" else logits
+    mean = total / out_mask.sum(1, keepdim=True)
     return (mean if average == "probabilities" else mean.softmax(1)).float()
 
 
 def part_path(run: Run, part: int) -> Path:
-    """Where a sub-model lies."""
+    """The checkpoint of a sub-model, `part` in 0..K-1."""
     return run.models_dir / "selena" / f"sub{part:02d}.pt"
 
 
 def parts(run: Run) -> list[tuple[Path, dict[str, Any]]]:
-    """Where each sub-model lies, and the settings it is made under."""
+    """The checkpoint of each sub-model, and the settings that its weights depend on."""
     options = options_of(run, "selena", Options)
     return [(part_path(run, part), _part_settings(run, options, part)) for part in range(options.k)]
 
 
 def train_part(run: Run, split: Split, part: int) -> nn.Module:
-    """Train one sub-model, `part` in 0..K-1, on the members that it does not leave out, or find it trained; returns it."""
+    """Train one sub-model, `part` in 0..K-1, on the members that it does not leave out, or load it if it is trained already.
+
+    Raises UserError for a `part` out of range, and for a checkpoint that was made under other settings.
+    """
     options = options_of(run, "selena", Options)
     require(0 <= part < options.k, f"SELENA's sub-models are numbered 0..{options.k - 1}; there is no {part}.")
-    seen = (~left_out(len(split.members), options, run.seed)[:, part]).nonzero()[:, 0]
+    index = (~left_out(len(split.members), options, run.seed)[:, part]).nonzero()[:, 0]
     seed = derive_seed("selena", run.seed, part)
-    model = target_classifier(replace(run, seed=seed))  # initial weights of its own
-    objective = Objective(model, split.members.take(seen), run.config.train, run.device)
+    model = target_classifier(replace(run, seed=seed))  # each sub-model has other initial weights
+    objective = Objective(model, split.members.take(index), run.config.train, run.device)
     remake = run.command("train_defense.py", "--defense selena")
     fit(objective, part_path(run, part), _part_settings(run, options, part), seed, remake)
     return objective.model
 
 
 def train(run: Run, split: Split) -> nn.Module:
-    """Train the sub-models that are missing, one by one, and distil the student from their soft labels."""
-    if model_path(run, "selena").is_file():  # the sub-models may be deleted by now
+    """Train the sub-models that are missing, one by one, and then the student on their soft labels."""
+    if model_path(run, "selena").is_file():  # a trained student is loaded without its sub-models, which may have been deleted
         return load_target(run, "selena", "clean", target_classifier(run))
     options = options_of(run, "selena", Options)
     models = (train_part(run, split, part) for part in range(options.k))
-    out = left_out(len(split.members), options, run.seed)
-    soft = soft_labels(models, split.members, out, DATASETS[run.dataset].classes, options.average, run.device)
+    out_mask = left_out(len(split.members), options, run.seed)
+    soft = soft_labels(models, split.members, out_mask, DATASETS[run.dataset].classes, options.average, run.device)
     objective = Distillation(target_classifier(run), split.members, run.config.train, run.device, soft)
     return train_target(run, "selena", objective, split)
 
 
 def _part_settings(run: Run, options: Options, part: int) -> dict[str, Any]:
-    """A sub-model's settings without what it does not depend on: another average needs no new sub-models."""
+    """The settings that the weights of a sub-model depend on.
+
+    `average` and `train.best_on_test` are not among them, so that the same sub-models serve all their values.
+    """
     config = replace(
         run.config,
         train=replace(run.config.train, best_on_test=False),

@@ -1,1 +1,1 @@
-"""DIFFENCE (paper Section III): re-generate an image N times, release a prediction that keeps the label."""
+"""Diffence (paper Section III): reconstruct an image N times, and release the prediction of a reconstruction."""

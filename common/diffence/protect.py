@@ -1,11 +1,11 @@
-"""The defended classifier as one module (paper Fig. 2): any PyTorch classifier, a reconstructor and a selector."""
+"""A classifier that is protected by Diffence, as one module (paper Fig. 2): any PyTorch classifier, reconstructor, selector."""
 
 import numpy as np
 import torch
 from torch import nn
 
 from common.diffence.ddpm import load_reconstructor
-from common.diffence.reconstruct import Reconstructor, draw_candidates
+from common.diffence.reconstruct import Reconstructor
 from common.diffence.select import Selector
 from common.errors import UserError
 from common.run import Run
@@ -13,19 +13,28 @@ from common.seeds import derive_seed, image_keys
 
 
 class ProtectedClassifier(nn.Module):
-    """Classifies re-generated images and keeps the label: images [B, 3, H, W] in [0, 1] -> logits [B, C].
+    """A classifier behind Diffence: images [B, 3, H, W] in [0, 1] -> logits [B, C].
 
-    Any batch size from 1, no labels needed, CPU or GPU. `n` candidates at most are drawn for an image, lazily: `draws`
-    at a time, and only until one qualifies (the same one that drawing all N would release). Each image served is a new
-    query with new noise, unless the caller names its queries.
+    It works with any batch size from 1, needs no labels, and runs on the CPU and on a GPU.
 
-    With a `key` (1 to 64 bytes; the config's `diffence.stable`) the noise comes from a keyed hash of the image instead: an
-    image has one answer, up to rounding, in any batch, however often it is asked, and after a restart. The law of that
-    answer is the same as without. Images are compared at 8 bits a channel: jitter below half a grey level meets the same
-    noise, one grey level in one pixel fresh noise. A service keeps its key secret: with it, noise is known beforehand.
+    n: the most candidates that are drawn for an image.
+    draws: how many candidates are drawn at a time. An image gets no further candidates once one of them qualifies. For example,
+        with n = 30 and draws = 4 an image whose first qualifying candidate is number 5 gets numbers 0 to 3, then 4 to 7. The
+        answer is the same for every `draws`: candidate 5, which drawing all 30 and then selecting would release too.
+    batch: the most candidates that are reconstructed and classified together.
+    key: 1 to 64 bytes for stable answers (`diffence.stable` of a config); None for new noise at every query.
 
-    How many candidates an image took shows in the time of its answer, and members take other numbers than non-members
-    (common/experiments/repeated_queries.py measures it): a service whose time can be taken draws all at once, `draws` = `n`.
+    Without a key each image is a new query with new noise, unless the caller passes `queries`. With a key the noise comes from
+    a keyed hash of the image. An image then has the same answer, up to rounding, in any batch, at any time and after a restart.
+    The distribution of the answer is the same as without a key. The hash compares images at 8 bits a channel: a change below
+    half a grey level gets the same noise, and a change of one grey level in one pixel gets fresh noise. A service must keep its
+    key secret, because whoever knows the key can compute the noise.
+
+    The time of an answer shows how many candidates were drawn, and members need other numbers of candidates than non-members
+    (common/experiments/repeated_queries.py measures this). A service whose time can be measured draws all candidates at once,
+    with `draws` = `n`.
+
+    Raises UserError for an `n`, `draws` or `batch` below 1 and for a key of another length.
     """
 
     def __init__(
@@ -46,17 +55,21 @@ class ProtectedClassifier(nn.Module):
             raise UserError(f"the key of a stable ProtectedClassifier must have 1 to 64 bytes, not {len(key)}.")
         self.classifier, self.reconstruct, self.selector = classifier, reconstruct, selector
         self.n, self.draws, self.batch, self.key = n, draws, batch, key
-        self.served = 0  # queries answered without a key so far: names the next one
-        self.drawn = torch.zeros(0, dtype=torch.int64)  # candidates drawn for each image of the last call
+        self.served = 0  # queries that were numbered so far; the next query has this number
+        self.drawn = torch.zeros(0, dtype=torch.int64)  # [B], candidates drawn for each image of the last call
         self.eval()
 
     def train(self, mode: bool = True) -> "ProtectedClassifier":
-        """Serving never trains: `train()` would turn on dropout and move BatchNorm's statistics with every query."""
+        """Stay in evaluation mode. Training mode would turn on dropout and let queries change BatchNorm's statistics."""
         return super().train(False)
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, queries: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [B, C] of the released candidates; `queries` int64 [B] names the noise of each image."""
+        """The released logits [B, C]. `queries` int64 [B] name the noise of each image; by default they are numbered.
+
+        Raises UserError for other images than [B, 3, H, W] in [0, 1], for another number of queries than images, and where the
+        classifier returns NaN or infinite logits.
+        """
         check_images(images)
         if queries is None and self.key is not None:
             queries = image_keys(images, self.key)
@@ -66,23 +79,26 @@ class ProtectedClassifier(nn.Module):
         elif len(queries) != len(images):
             raise UserError(f"{len(images)} images need as many queries, not {len(queries)}.")
         original = self._logits(images)
-        if self.selector.scenario == "average":
-            return self._all(images, queries, original)
-        return self._first(images, queries, original)
+        release = self._release_average if self.selector.scenario == "average" else self._release_first
+        return release(images, queries, original)
 
-    def _all(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        """Average over all N candidates."""
-        drawn = draw_candidates(self.reconstruct, images, queries, self.n, self.batch).flatten(0, 1)
+    def _release_average(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        """The average over all n candidates."""
+        rows = torch.arange(len(images)).repeat_interleave(self.n)
+        numbers = torch.arange(self.n).repeat(len(images))
+        logits = self._candidate_logits(images, queries, rows, numbers).view(len(images), self.n, -1)
         self.drawn = torch.full((len(images),), self.n)
-        logits = torch.cat([self._logits(part) for part in drawn.split(self.batch)])
-        released = self.selector.release(logits.view(len(images), self.n, -1).cpu().numpy(), original.cpu().numpy())
+        released = self.selector.release(logits.cpu().numpy(), original.cpu().numpy())
         return torch.from_numpy(released).to(original)
 
-    def _first(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        """The first candidate that qualifies, else the nearest that keeps the label, else the original prediction."""
+    def _release_first(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        """The first candidate that qualifies, else the nearest that keeps the label, else the original prediction.
+
+        Each round draws the next `draws` candidates of every image that waits, which is one without a qualifying candidate.
+        """
         labels = original.argmax(1)
         released = original.clone()
-        best = np.full(len(images), np.inf)
+        best = np.full(len(images), np.inf)  # the smallest distance among an image's candidates so far; 0 qualifies
         self.drawn = torch.zeros(len(images), dtype=torch.int64)
         for start in range(0, self.n, self.draws):
             waiting = torch.from_numpy(np.flatnonzero(best > 0))
@@ -90,26 +106,26 @@ class ProtectedClassifier(nn.Module):
                 break
             numbers = torch.arange(start, min(start + self.draws, self.n))
             rows = waiting.repeat_interleave(len(numbers))
-            where = rows.to(images.device)
-            logits = torch.cat(
-                [
-                    self._logits(self.reconstruct(images[i], queries[j], k))
-                    for i, j, k in zip(
-                        where.split(self.batch),
-                        rows.split(self.batch),
-                        numbers.repeat(len(waiting)).split(self.batch),
-                        strict=True,
-                    )
-                ]
-            )
+            logits = self._candidate_logits(images, queries, rows, numbers.repeat(len(waiting)))
+            distances = self.selector.distance(logits.cpu().numpy(), labels[rows.to(labels.device)].cpu().numpy())
+            for row, distance, candidate in zip(rows.tolist(), distances, logits, strict=True):
+                if distance < best[row]:
+                    best[row], released[row] = distance, candidate
             self.drawn[waiting] += len(numbers)
-            ranks = self.selector.rank(logits.cpu().numpy(), labels[where].cpu().numpy())
-            for row, rank, candidate in zip(rows.tolist(), ranks, logits, strict=True):
-                if rank < best[row]:
-                    best[row], released[row] = rank, candidate
         return released
 
+    def _candidate_logits(
+        self, images: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [M, C] of M candidates, in batches: candidate `numbers[i]` of the image at `rows[i]`. Both int64 [M], CPU."""
+        parts = []
+        for row, number in zip(rows.split(self.batch), numbers.split(self.batch), strict=True):
+            candidates = self.reconstruct(images[row.to(images.device)], queries[row], number)
+            parts.append(self._logits(candidates))
+        return torch.cat(parts)
+
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        """The classifier's logits float32 [B, C], checked to be finite."""
         logits = self.classifier(images).float()
         if not torch.isfinite(logits).all():
             raise UserError("the classifier returned NaN or infinite logits: check its weights and the images.")
@@ -117,18 +133,18 @@ class ProtectedClassifier(nn.Module):
 
 
 def load_protected(run: Run, classifier: nn.Module, selector: Selector, draws: int = 1) -> ProtectedClassifier:
-    """The run's diffusion model before `classifier`, as `config.diffence` says.
+    """Put the run's diffusion model before `classifier`, with the settings of `config.diffence`.
 
-    With `diffence.stable` the key comes from the run's seed, so that experiments can be repeated; everybody can compute
-    it, so a service passes random bytes of its own to ProtectedClassifier.
+    With `diffence.stable` the key comes from the run's seed, so that experiments can be repeated. Everybody can compute this
+    key. A service therefore passes random bytes of its own to ProtectedClassifier.
     """
-    chosen = run.config.diffence
-    key = derive_seed("stable", run.seed).to_bytes(8, "little") if chosen.stable else None
-    return ProtectedClassifier(classifier, load_reconstructor(run), selector, chosen.n, draws, chosen.batch, key)
+    config = run.config.diffence
+    key = derive_seed("stable", run.seed).to_bytes(8, "little") if config.stable else None
+    return ProtectedClassifier(classifier, load_reconstructor(run), selector, config.n, draws, config.batch, key)
 
 
 def check_images(images: torch.Tensor) -> None:
-    """Refuse anything but a floating-point batch [B, 3, H, W] in [0, 1]."""
+    """Raise UserError for anything but a floating-point batch [B, 3, H, W] in [0, 1]."""
     if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
         raise UserError(f"images must have the shape [B, 3, H, W] with B >= 1, not {list(images.shape)}.")
     if not images.is_floating_point():

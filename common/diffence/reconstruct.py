@@ -1,10 +1,11 @@
-"""Sample reconstruction (paper Section III-B1): noise an image to step T by Eq. 3, denoise it back to 0 by DDIM.
+"""Sample reconstruction (paper Section III-B1): noise an image to step T by Eq. 3, then denoise it back to step 0 by DDIM.
 
-Steps count from 1 to 1000 as in the paper; step s is index s - 1 of the scheduler's alpha-bar and of the network's time
-embedding. Candidate j of query q has a noise of its own, drawn on the CPU from the seed (seed, q, j): the same on every
-machine, in every batch, and whether the candidates are drawn one by one or all at once.
+Steps count from 1 to 1000, as in the paper. The network's time embedding counts from 0, so that step s is its timestep s - 1.
+Candidate j of query q has noise of its own, which is drawn on the CPU from (seed, q, j). The noise is therefore the same on
+every machine and in every batch, and it does not matter whether candidates are drawn one by one or all at once.
 """
 
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -17,17 +18,17 @@ from common.training.loop import autocast
 
 
 class Reconstructor(Protocol):
-    """Any generative model: one candidate for each row of `images`.
+    """Any generative model that returns one candidate for each image.
 
     images [M, 3, H, W] in [0, 1], queries and numbers int64 [M] -> candidates [M, 3, H, W] in [0, 1]. Row i is candidate
-    `numbers[i]` of query `queries[i]` and depends on nothing else in the batch.
+    `numbers[i]` of query `queries[i]`, whose image is `images[i]`. It does not depend on the other rows.
     """
 
     def __call__(self, images: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor: ...
 
 
 def alpha_bars() -> torch.Tensor:
-    """Alpha-bar of the steps 0..1000, float64 [1001], with alpha-bar_0 = 1; betas linear from 1e-4 to 0.02 (Ho et al.)."""
+    """Alpha-bar of the steps 0 to 1000: float64 [1001], 1 at step 0. Betas rise linearly from 1e-4 to 0.02 (Ho et al.)."""
     scheduler = DDIMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
     return torch.cat([torch.ones(1, dtype=torch.float64), (1 - scheduler.betas.double()).cumprod(0)])
 
@@ -35,19 +36,30 @@ def alpha_bars() -> torch.Tensor:
 def forward_noise(
     x0: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, rule: Literal["paper", "released"]
 ) -> torch.Tensor:
-    """x_T from x_0 in [-1, 1]. `paper`: Eq. 3. `released`: the reciprocal coefficients of the authors' code (see README)."""
+    """The noised image x_T of an image x_0 in [-1, 1].
+
+    Rule `paper` is Eq. 3. Rule `released` has the reciprocal coefficients of the authors' code (docs/differences.md).
+    """
     if rule == "released":
         return x0 / alpha_bar.sqrt() + (1 / alpha_bar - 1).sqrt() * noise
     return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
 
 
 def ddim_steps(t: int, evaluations: int) -> list[int]:
-    """The steps T = s_0 > s_1 > ... > s_k = 0 of a k-evaluation DDIM pass, evenly spaced."""
+    """The steps of a DDIM pass with that many network evaluations, evenly spaced from T down to 0.
+
+    Example: T = 160 with 4 evaluations has the steps 160, 120, 80, 40, 0.
+    """
     return [round(t * (evaluations - i) / evaluations) for i in range(evaluations + 1)]
 
 
 class DiffusionReconstructor(nn.Module):
-    """Reconstructs with a noise-predicting UNet; a `Reconstructor`."""
+    """A `Reconstructor` with a UNet that predicts noise.
+
+    t: the diffusion step T, 1..1000. steps: the number of network evaluations of a DDIM pass, 1..T. forward: the rule of
+    `forward_noise`. seed: of the noise. bf16: compute in bfloat16 where the device supports it. Raises UserError for a `t` or
+    `steps` out of range.
+    """
 
     def __init__(
         self,
@@ -67,40 +79,38 @@ class DiffusionReconstructor(nn.Module):
         self.t, self.rule, self.seed, self.bf16 = t, forward, seed, bf16
         self.steps = ddim_steps(t, steps)
         self.alpha_bar = alpha_bars().float().tolist()
-        self.evaluations = 0  # image-evaluations of the network so far
+        self.evaluations = 0  # of the network so far, counted for each image
 
     @torch.inference_mode()
     def forward(self, images: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """See `Reconstructor`."""
+        """One candidate [M, 3, H, W] for each image; arguments as in `Reconstructor`."""
         noise = self.noise(images.shape[1:], queries, numbers).to(images.device)
         x = forward_noise(2 * images - 1, noise, torch.tensor(self.alpha_bar[self.t]), self.rule)
         x = x.contiguous(memory_format=torch.channels_last)
-        for step, following in zip(self.steps, self.steps[1:], strict=False):
-            now, then = self.alpha_bar[step], self.alpha_bar[following]
+        for step, next_step in pairwise(self.steps):
+            alpha_bar, next_alpha_bar = self.alpha_bar[step], self.alpha_bar[next_step]
             with autocast(images.device, self.bf16):
                 predicted_noise = self.unet(x, step - 1, return_dict=False)[0].float()
-            x0 = (x - (1 - now) ** 0.5 * predicted_noise) / now**0.5
-            x = then**0.5 * x0 + (1 - then) ** 0.5 * predicted_noise
+            x0 = (x - (1 - alpha_bar) ** 0.5 * predicted_noise) / alpha_bar**0.5
+            x = next_alpha_bar**0.5 * x0 + (1 - next_alpha_bar) ** 0.5 * predicted_noise
             self.evaluations += len(images)
         return ((x + 1) / 2).clamp(0, 1)
 
     def noise(self, shape: torch.Size, queries: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """Standard normal noise [M, *shape], each row from the seed of its own query and candidate number."""
-        drawn = torch.empty(len(queries), *shape)
+        """Standard normal noise [M, *shape]. Each row has the seed of its own query and candidate number."""
+        noise = torch.empty(len(queries), *shape)
         generator = torch.Generator()
-        for row, query, number in zip(drawn, queries.tolist(), numbers.tolist(), strict=True):
+        for row, query, number in zip(noise, queries.tolist(), numbers.tolist(), strict=True):
             torch.randn(shape, generator=generator.manual_seed(derive_seed("noise", self.seed, query, number)), out=row)
-        return drawn
+        return noise
 
 
 def draw_candidates(
     reconstruct: Reconstructor, images: torch.Tensor, queries: torch.Tensor, n: int, batch: int
 ) -> torch.Tensor:
-    """All N candidates of images [B, 3, H, W]: [B, N, 3, H, W], from N x B rows in batches of `batch`."""
-    rows = images.repeat_interleave(n, dim=0)
+    """All `n` candidates of images [B, 3, H, W] with queries [B]: [B, n, 3, H, W]. `batch` candidates are drawn at a time."""
     numbers = torch.arange(n).repeat(len(images))
-    parts = [
-        reconstruct(rows[i : i + batch], queries.repeat_interleave(n)[i : i + batch], numbers[i : i + batch])
-        for i in range(0, len(rows), batch)
-    ]
-    return torch.cat(parts).view(len(images), n, *images.shape[1:])
+    rows = images.repeat_interleave(n, dim=0), queries.repeat_interleave(n), numbers
+    batches = zip(*(column.split(batch) for column in rows), strict=True)
+    candidates = torch.cat([reconstruct(*arguments) for arguments in batches])
+    return candidates.view(len(images), n, *images.shape[1:])

@@ -1,1 +1,1 @@
-"""The experiments: each evaluates defended models and writes rows."""
+"""The experiments. Each evaluates a defended model and writes rows."""

@@ -1,4 +1,4 @@
-"""What a classifier answers about the evaluated images and about all their candidates: computed once, then stored."""
+"""The logits of a classifier on the evaluated images and on all their candidates, computed once and stored."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,17 +26,20 @@ class LabelledLogits(CandidateLogits):
     labels: np.ndarray
 
     def take(self, pool: range) -> "LabelledLogits":
-        """Those of the images of a pool."""
-        where = slice(pool.start, pool.stop)
-        return LabelledLogits(self.original[where], self.candidates[where], self.labels[where])
+        """The logits and labels of the images of a pool."""
+        index = slice(pool.start, pool.stop)
+        return LabelledLogits(self.original[index], self.candidates[index], self.labels[index])
 
 
 def collect(run: Run, defense: str, protocol: str, classifier: nn.Module, split: Split) -> Pair[LabelledLogits]:
-    """Logits of a defense's `classifier` on the evaluated images of both sides. Candidates are drawn where they are missing."""
+    """The logits of a defense's `classifier` on the evaluated images of both sides.
+
+    Candidates that are missing are drawn. Raises UserError where a logit is NaN or infinite.
+    """
     draw_all(run, split, protocol)
     settings: dict[str, Any] = {
         "weights": sha256(weights_path(run, defense, protocol)),
-        "options": run.config.defenses.get(defense, {}),  # hamp.test_time changes the answers of the same weights
+        "options": run.config.defenses.get(defense, {}),  # hamp.test_time changes the logits of the same weights
         "n": run.config.diffence.n,
         "count": len(evaluation_pools(run.config.data, protocol).used),
         "candidates": candidate_settings(run),
@@ -45,23 +48,23 @@ def collect(run: Run, defense: str, protocol: str, classifier: nn.Module, split:
     def of_side(side: str, examples: Examples) -> LabelledLogits:
         path = run.outputs_dir / f"{defense}-{protocol}-{side}.npz"
         return LabelledLogits(
-            **cached_arrays(path, settings, lambda: _answers(run, defense, classifier, side, examples, settings["count"]))
+            **cached_arrays(path, settings, lambda: _logits(run, defense, classifier, side, examples, settings["count"]))
         )
 
     return Pair(*SIDES).map(of_side, split.evaluated)
 
 
-def _answers(run: Run, defense: str, classifier: nn.Module, side: str, examples: Examples, count: int) -> dict[str, np.ndarray]:
+def _logits(run: Run, defense: str, classifier: nn.Module, side: str, examples: Examples, count: int) -> dict[str, np.ndarray]:
     """The arrays of LabelledLogits for the first `count` images of a side."""
     original = predict(classifier, examples.take(slice(count)), run.device).numpy()
     candidates = np.empty((count, run.config.diffence.n, original.shape[1]), dtype=np.float32)
     done = 0
     title = f"{defense} on candidates of {side.replace('_', '-')}"
     with tqdm(total=count, desc=title, unit="image", disable=None) as progress:
-        for drawn in shards(run, side, count):
-            candidates[done : done + len(drawn)] = classify(classifier, drawn, run.device)
-            done += len(drawn)
-            progress.update(len(drawn))
+        for shard in shards(run, side, count):
+            candidates[done : done + len(shard)] = classify(classifier, shard, run.device)
+            done += len(shard)
+            progress.update(len(shard))
     for logits in (original, candidates):
         if not np.isfinite(logits).all():
             raise UserError(f"the classifier {model_path(run, defense)} returns NaN or infinite logits: train it again.")
@@ -70,7 +73,7 @@ def _answers(run: Run, defense: str, classifier: nn.Module, side: str, examples:
 
 @torch.inference_mode()
 def classify(classifier: nn.Module, candidates: torch.Tensor, device: torch.device, batch: int = 500) -> np.ndarray:
-    """Logits [b, N, C] of candidates [b, N, 3, H, W] in [0, 1]."""
-    rows = candidates.flatten(0, 1).split(batch)
-    logits = torch.cat([classifier(part.to(device)).float().cpu() for part in rows])
+    """Logits float32 [b, N, C] of candidates [b, N, 3, H, W] in [0, 1]. `batch` candidates are classified at a time."""
+    parts = candidates.flatten(0, 1).split(batch)
+    logits = torch.cat([classifier(part.to(device)).float().cpu() for part in parts])
     return logits.view(*candidates.shape[:2], -1).numpy()

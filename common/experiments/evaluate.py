@@ -1,8 +1,8 @@
 """`bash <data set>/evaluate_MIAs/evaluate_mia.sh --defense NAME`: every attack, without and with Diffence.
 
-This is the main path of the project. It reads from top to bottom: load the partition and the defended model, collect its
-logits on images and on their candidates, defend them under each scenario, attack what is released, measure, write (paper
-Section IV-B, Figures 15 and 16).
+This is the main path of the project. `evaluate` loads the partition and the defended model, collects its logits on images and
+on their candidates, defends them under each scenario, attacks the defended outputs, measures, and writes rows and pictures
+(paper Section IV-B, Figures 15 and 16).
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from common.training.targets import PostInference, training_facts
 
 @dataclass(frozen=True)
 class DefendedOutputs:
-    """What an attacker sees of all evaluated images under one scenario."""
+    """The released outputs of all evaluated images under one scenario, which is what an attacker sees."""
 
     selector: Selector | None  # None = without Diffence
     outputs: Pair[Outputs]
@@ -53,25 +53,25 @@ def evaluate(run: Run, defense: str, protocol: str, scenarios: list[str]) -> lis
     model = load_defended_model(run, defense, protocol)
     collected = collect(run, defense, protocol, model.classifier, split)
     folder = run.results_dir(protocol)
-    rows, shown = [], {}
+    rows, defended_by_name = [], {}
     for scenario in (None, *scenarios):
         defended = defend(run, model, collected, pools, scenario)
-        # Attacks with shadow models come first: they train nothing, and name a missing shadow model at once.
+        # Attacks with shadow models come first: they train nothing, so that a missing shadow model is reported at once.
         shadows = run.config.attack.shadows
-        with_shadows = shadow_scores(run, defense, protocol, split, pools, defended.selector) if shadows else {}
-        scores = attack(run, pools, defended, protocol) | with_shadows
+        by_shadows = shadow_scores(run, defense, protocol, split, pools, defended.selector) if shadows else {}
+        scores = attack(run, pools, defended, protocol) | by_shadows
         null = attack_null(run, defense, pools, defended, protocol)
-        null |= {name: shuffled_scores(one, derive_seed("null", name, run.seed)) for name, one in with_shadows.items()}
+        null |= {name: shuffled_scores(by_shadows[name], derive_seed("null", name, run.seed)) for name in by_shadows}
         row = row_facts(run, defense, protocol, defended, collected, pools)
         row |= measure(scores, null, protocol, run.config.attack)
         write_result(folder, row, scores)
         draw_roc(folder / f"{result_name(row)}_roc.png", result_name(row), scores)
         rows.append(row)
-        shown[result_name(row)] = defended
+        defended_by_name[result_name(row)] = defended
     title = f"{run.dataset}, {defense}"
-    logits = {name: defended.outputs.map(attrgetter("logits")) for name, defended in shown.items()}
+    logits = {name: defended.outputs.map(attrgetter("logits")) for name, defended in defended_by_name.items()}
     draw_phi(folder / f"{defense}_phi.png", title, logits)
-    predictions = {name: scored_outputs(defended, pools).non_members for name, defended in shown.items()}
+    predictions = {name: scored_outputs(defended, pools).non_members for name, defended in defended_by_name.items()}
     draw_reliability(folder / f"{defense}_reliability.png", title, predictions)
     return rows
 
@@ -85,7 +85,11 @@ def fit_on_pool(run: Run, collected: Pair[LabelledLogits], pools: Pools, scenari
 def defend(
     run: Run, model: DefendedModel, collected: Pair[LabelledLogits], pools: Pools, scenario: str | None
 ) -> DefendedOutputs:
-    """Release a prediction for every evaluated image: by Diffence, then by the post-inference defense, where there are any."""
+    """The defended outputs of every evaluated image.
+
+    A `scenario` applies Diffence to the model's logits, None does not. A post-inference defense, if the model has one, is
+    applied to the result.
+    """
     if scenario is None:
         selector, logits = None, collected.map(attrgetter("original"))
     else:
@@ -114,14 +118,17 @@ def attack(run: Run, pools: Pools, defended: DefendedOutputs, protocol: str) -> 
 
 
 def attack_null(run: Run, defense: str, pools: Pools, defended: DefendedOutputs, protocol: str) -> dict[str, Scores]:
-    """Scores of the same attacks under shuffled membership, by name: what they find where there is nothing to find."""
+    """The null: scores of the same attacks under shuffled membership, by name."""
     known, scored = known_and_scored(pools)
     shuffle_seed = derive_seed("null", result_file(defense, defended.scenario), run.seed)
     return attack_shuffled(defended.outputs, known, scored, nn_options(run, protocol), run.seed, shuffle_seed)
 
 
 def known_and_scored(pools: Pools) -> tuple[Pair[Ints], Pair[Ints]]:
-    """Positions of the attacker's known points and of the scored points, the same on both sides."""
+    """Positions of the attacker's known points and of the scored points, the same on both sides.
+
+    Raises UserError where all scored points are known, which leaves none for attacks that are trained on the known points.
+    """
     known, scored = np.array(pools.known), np.array(pools.scored)
     enough = len(np.setdiff1d(scored, known)) > 0
     require(enough, "the released protocol scores the known points and more: raise data.scored above data.known.")
@@ -143,7 +150,7 @@ def scored_outputs(defended: DefendedOutputs, pools: Pools) -> Pair[Outputs]:
 def row_facts(
     run: Run, defense: str, protocol: str, defended: DefendedOutputs, collected: Pair[LabelledLogits], pools: Pools
 ) -> dict[str, Any]:
-    """What a row says beside its metrics: how it was made, and how accurate the predictions on the scored images are."""
+    """The part of a row that is not about attacks: provenance, training, accuracy and utility of the released predictions."""
     outputs, scored = scored_outputs(defended, pools), collected.map(lambda side: side.take(pools.scored))
     return {
         "kind": "evaluation",
@@ -159,8 +166,8 @@ def row_facts(
 def diffence_facts(run: Run, selector: Selector, scored: Pair[LabelledLogits], outputs: Pair[Outputs]) -> dict[str, Any]:
     """The setting of Diffence, and counts over the scored images, members and non-members apart.
 
-    no_match: images none of whose candidates keeps the label. draws: candidates that an image needs when they are drawn one by
-    one, on average. labels_changed: images whose released label differs from the classifier's.
+    no_match: how many images have no candidate that keeps the label. draws: how many candidates of an image are drawn until one
+    qualifies, one at a time, on average. labels_changed: how many released labels differ from the classifier's.
     """
     config = run.config.diffence
     labels = scored.map(lambda side: side.original.argmax(1))
@@ -175,6 +182,6 @@ def diffence_facts(run: Run, selector: Selector, scored: Pair[LabelledLogits], o
         "forward": config.forward,
         "interval": [selector.low, selector.high] if np.isfinite(selector.low) else None,
         "no_match": choices.map(lambda choice: int((choice == ORIGINAL).sum())).as_dict(),
-        "draws": candidates.map(lambda side, kept: float(selector.draws(side, kept).mean()), labels).as_dict(),
+        "draws": candidates.map(lambda side, before: float(selector.draws(side, before).mean()), labels).as_dict(),
         "labels_changed": changed.as_dict(),
     }

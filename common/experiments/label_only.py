@@ -1,9 +1,11 @@
 """`python <data set>/evaluate_MIAs/label_only.py --defense NAME`: the attacks that see labels only (paper Table VI).
 
-Diffence keeps every label, so its answers to these attacks are those of the classifier, which a test shows. Without --scenario
-the classifier alone is therefore asked. With --scenario the defended classifier is, at the price of its reconstructions.
+In scenarios 1, 2 and 3 Diffence keeps every label, so that these attacks get the same labels with it as without it (a test
+checks this). By default the classifier alone is therefore queried. With --scenario the classifier behind Diffence is queried,
+which costs reconstructions.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +32,28 @@ from common.run import Run, provenance
 from common.seeds import derive_seed
 from common.training.targets import training_facts, weights_path
 
-BATCH = 20  # images that are searched together, and saved together
+BATCH = 20  # images for which the boundary attack searches together, and whose distances are saved together
 
 
 def label_only(run: Run, defense: str, protocol: str, count: int, steps: int, scenario: str | None) -> dict[str, Any]:
-    """Attack the first `count` scored images of each side, with thresholds from as many known ones; writes and returns the row.
+    """Attack the first `count` scored images of each side; writes and returns the row.
 
-    `steps` of HopSkipJump; `scenario` None asks the classifier alone. Raises UserError for a count that the pools do not have.
+    Thresholds are fitted on as many known images. `steps` are those of HopSkipJump. With `scenario` None the classifier alone
+    is queried. Raises UserError where a pool has fewer than `count` images.
     """
     split, pools = load_split(run), evaluation_pools(run.config.data, protocol)
     most = min(len(pools.known), len(pools.scored))
     require(0 < count <= most, f"--count must lie in 1..{most}, the known and the scored images of a side, not {count}.")
-    model, diffence = model_to_ask(run, defense, protocol, split, scenario)
-    sides = split.evaluated
-    scored, known = (sides.map(lambda side, pool=pool: _first(side, pool, count)) for pool in (pools.scored, pools.known))
-    # In the order of the arrays that are stored.
+    model, diffence = attacked_model(run, defense, protocol, split, scenario)
+    scored = split.evaluated.map(partial(_first_images, pool=pools.scored, count=count))
+    known = split.evaluated.map(partial(_first_images, pool=pools.known, count=count))
+    # Under the names that the row has for them, in the order in which their distances are stored.
     parts = scored.as_dict() | {f"known_{side}": examples for side, examples in known.as_dict().items()}
-    # The attacker's own images, from which its searches start. They are the same for every --count.
-    starts = torch.cat([_first(side, pools.known, len(pools.known)).pixels(slice(None)) for side in sides])
-    result = result_path(run, defense, protocol, count, steps, scenario)
-    stored = run.outputs_dir / f"{result.stem}-{protocol}.npz"
+    # The searches start from the attacker's own images, which are the same for every --count.
+    all_known = split.evaluated.map(partial(_first_images, pool=pools.known, count=len(pools.known)))
+    starts = torch.cat([side.pixels(slice(None)) for side in all_known])
+    row_path = result_path(run, defense, protocol, count, steps, scenario)
+    distances_path = run.outputs_dir / f"{row_path.stem}-{protocol}.npz"
     settings = {
         "weights": sha256(weights_path(run, defense, protocol)),
         "partition": sha256(run.partition_dir / "manifest.json"),
@@ -57,38 +61,42 @@ def label_only(run: Run, defense: str, protocol: str, count: int, steps: int, sc
         "batch": BATCH,
         "diffence": diffence,
     }
-    boundary = search_boundary(run, model, parts, starts, steps, stored, settings)
+    boundary = search_boundary(run, model, parts, starts, steps, distances_path, settings)
     scores = {
-        name: Scores(*(pair.map(lambda part, rule=rule: rule(run, model, part)) for pair in (scored, known)))
-        for name, rule in (("correctness", _correctness), ("augmentation", _augmentation))
+        name: Scores(scored.map(partial(score, run, model)), known.map(partial(score, run, model)))
+        for name, score in (("correctness", _correctness), ("augmentation", _augmentation))
     }
     scores["boundary"] = Scores(Pair(*boundary.distances[:2]), Pair(*boundary.distances[2:]))
     row = row_facts(run, defense, protocol, scores, diffence) | {
         "boundary": {
             "steps": steps,
-            "asked_an_image": boundary.asked / boundary.distances.size,
+            "asked_an_image": boundary.queries / boundary.distances.size,
             "failed": dict(zip(parts, boundary.failed.sum(1).tolist(), strict=True)),
             "median_distance": dict(zip(parts, np.median(boundary.distances, axis=1).tolist(), strict=True)),
         },
         "augmentation": {"asked_an_image": len(shifts(1))},
         "correctness": {"asked_an_image": 1},
     }
-    write_json(result, row)
+    write_json(row_path, row)
     return row
 
 
 def row_facts(
     run: Run, defense: str, protocol: str, scores: dict[str, Scores], diffence: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """How the row was made, and the metrics of every attack."""
-    attacks = {name: report_of(one, protocol, run.config.attack) for name, one in scores.items()}
-    shuffled = {name: shuffled_scores(one, derive_seed("null", "label-only", name, run.seed)) for name, one in scores.items()}
-    null = {name: report_of(one, protocol, run.config.attack) for name, one in shuffled.items()}
+    """The part of a row that does not depend on the kind of attack: provenance, accuracy, metrics and null of all attacks."""
+
+    def report(attack_scores: Scores) -> dict[str, Any]:
+        return report_of(attack_scores, protocol, run.config.attack)
+
+    attacks = {name: report(scores[name]) for name in scores}
+    seeds = {name: derive_seed("null", "label-only", name, run.seed) for name in scores}
+    null = {name: report(shuffled_scores(scores[name], seeds[name])) for name in scores}
     gap = scores["correctness"].scored
     return {
         "kind": "label_only",
         **provenance(run, defense, protocol),
-        "accuracy": gap.map(lambda right: float(right.mean())).as_dict(),
+        "accuracy": gap.map(lambda correct: float(correct.mean())).as_dict(),
         "scored": gap.map(len).as_dict(),
         "training": training_facts(run, defense, protocol),
         "diffence": diffence,
@@ -99,16 +107,16 @@ def row_facts(
 
 
 def result_path(run: Run, defense: str, protocol: str, count: int, steps: int, scenario: str | None) -> Path:
-    """The file of a row, beside those of evaluate_mia."""
+    """The file of a row. It lies beside the rows of evaluate_mia."""
     return run.results_dir(protocol) / f"label_only-{result_file(defense, scenario)}-{count}images-{steps}steps.json"
 
 
-def model_to_ask(
+def attacked_model(
     run: Run, defense: str, protocol: str, split: Split, scenario: str | None
 ) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The model that is asked for labels, and the setting of Diffence in front of it (None = without).
+    """The model that is queried for labels, and the setting of Diffence before it (None = without Diffence).
 
-    A post-inference defense (MemGuard) keeps labels by definition, so its classifier answers in its place.
+    A post-inference defense (MemGuard) keeps labels by definition, so that its classifier is queried instead of it.
     """
     classifier = load_defended_model(run, defense, protocol).classifier
     if scenario is None:
@@ -120,16 +128,19 @@ def model_to_ask(
     return load_protected(run, classifier, selector), facts
 
 
-def _first(side: Examples, pool: range, count: int) -> Examples:
+def _first_images(side: Examples, pool: range, count: int) -> Examples:
+    """The first `count` images of a pool."""
     return side.take(slice(pool.start, pool.start + count))
 
 
 def _correctness(run: Run, model: nn.Module, part: Examples) -> np.ndarray:
+    """Scores of the gap attack, float64 [n]: 1 where the label is correct, else 0."""
     labels = LabelOnly(model)(part.pixels(slice(None)).to(run.device))
     return METRIC_ATTACKS["correctness"](Outputs(labels.cpu().double().numpy(), part.labels.numpy()))
 
 
 def _augmentation(run: Run, model: nn.Module, part: Examples) -> np.ndarray:
+    """Scores of the augmentation attack, float64 [n]."""
     return augmentation_scores(model, part.pixels(slice(None)), part.labels, device=run.device)
 
 
@@ -142,9 +153,10 @@ def search_boundary(
     path: Path,
     settings: dict[str, Any],
 ) -> BoundaryResult:
-    """`boundary_distances` of each of `parts`, a row each: arrays [len(parts), n].
+    """The `boundary_distances` of `parts`: arrays [number of parts, n], with one row for each part.
 
-    Every batch is saved to `path`, from which a killed run continues. UserError where it was made under other `settings`.
+    Every batch is saved to `path`, so that a killed run continues. Raises UserError where the file at `path` was written under
+    other `settings`.
     """
     shape = len(parts), max(len(part) for part in parts.values())
     arrays = {
@@ -160,16 +172,16 @@ def search_boundary(
     with tqdm(total=missing.size, desc="boundary attack", unit="image", smoothing=0.1, disable=None) as progress:
         progress.update(int((~missing).sum()))
         for row, (name, part) in enumerate(parts.items()):
-            for begin in range(0, len(part), BATCH):
-                batch = slice(begin, begin + BATCH)
+            for start in range(0, len(part), BATCH):
+                batch = slice(start, start + BATCH)
                 if not missing[row, batch].any():
                     continue
-                images, seed = part.pixels(batch), derive_seed("label-only", name, begin, run.seed)
+                images, seed = part.pixels(batch), derive_seed("label-only", name, start, run.seed)
                 result = boundary_distances(
                     model, images, part.labels[batch], steps=steps, seed=seed, device=run.device, starts=starts
                 )
                 arrays["distances"][row, batch], arrays["failed"][row, batch] = result.distances, result.failed
-                arrays["asked"] = arrays["asked"] + result.asked
+                arrays["asked"] = arrays["asked"] + result.queries
                 write_arrays(path, settings, **arrays)
                 progress.update(len(images))
     return BoundaryResult(arrays["distances"], arrays["failed"], int(arrays["asked"]))

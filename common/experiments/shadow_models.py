@@ -1,9 +1,9 @@
 """`python <data set>/train_shadows.py`: shadow models for LiRA and RMIA (paper Section IV-A; Carlini et al., S&P 2022).
 
-Shadow models are what an attacker trains who knows the target's recipe: the same architecture, defense, number of members and
-diffusion model. They are trained on halves of a pool that holds the target's members and as many other images. Models 2j and
-2j + 1 split the pool between them. So every image is in exactly half of any even number of models, every model has as many
-members as the target, and more models can be added later.
+Shadow models are trained by an attacker who knows how the target was trained. They have the same architecture, defense, number
+of members and diffusion model. Each is trained on half of a pool, which holds the target's members and as many other images.
+Models 2j and 2j + 1 are trained on the two halves of one random split. Therefore every image is a training image of exactly
+half of the models, every model has as many members as the target, and more models can be added later, two at a time.
 """
 
 from dataclasses import replace
@@ -20,10 +20,11 @@ from common.training.targets import model_path
 
 
 def shadow_pool(split: Split) -> Examples:
-    """The images that shadow models are trained on: twice as many as the target has members.
+    """The images that shadow models are trained on, twice as many as the target has members.
 
-    They are the target's members, then non-members, then reference images. Position i is member i, and position (number of
-    members) + i is non-member i. Every image that an evaluation looks at is among them.
+    They are the target's members, then non-members, then, where there are too few of these, reference images. With m members,
+    position i is member i and position m + i is non-member i. All evaluated images are among them. Raises UserError where there
+    are too few images.
     """
     needed = 2 * len(split.members)
     parts = (split.members, split.non_members.take(slice(len(split.members))), split.reference)
@@ -36,9 +37,9 @@ def shadow_pool(split: Split) -> Examples:
 
 
 def in_mask(index: int, points: int, seed: int) -> np.ndarray:
-    """Which of `points` pool images shadow model `index` is trained on: bool [points].
+    """Which of the `points` images of the pool shadow model `index` is trained on: bool [points].
 
-    It is trained on half of them, and its neighbour (index XOR 1) on the other half.
+    It is one half of them. Model `index` XOR 1 is trained on the other half.
     """
     half = np.zeros(points, dtype=bool)
     half[np.random.default_rng(derive_seed("shadow pair", seed, index // 2)).permutation(points)[: points // 2]] = True
@@ -46,19 +47,25 @@ def in_mask(index: int, points: int, seed: int) -> np.ndarray:
 
 
 def shadow_run(run: Run, index: int) -> Run:
-    """The run of one shadow model, with a seed and a folder of its own. None of its epochs is chosen by test accuracy."""
+    """The run of one shadow model, with a seed and a folder of its own.
+
+    Its last epoch is used, whatever the target's `train.best_on_test` is. Raises UserError for a negative `index`.
+    """
     require(index >= 0, f"shadow models are numbered from 0; there is no {index}.")
     config = replace(run.config, train=replace(run.config.train, best_on_test=False))
     return replace(run, config=config, seed=derive_seed("shadow", run.seed, index), shadow=(index, run.seed))
 
 
 def train_shadow(run: Run, split: Split, defense: str, index: int) -> None:
-    """Train shadow model `index` under `defense`, and the defenses that it needs. What is trained already is kept."""
+    """Train shadow model `index` under `defense`, after the defenses that this one needs. What is trained already stays.
+
+    The half of the pool that it is not trained on are its reference images.
+    """
     pool = shadow_pool(split)
-    inside = torch.from_numpy(in_mask(index, len(pool), run.seed))
-    own = Split(pool.take(inside), pool.take(~inside), split.non_members)
+    mask = torch.from_numpy(in_mask(index, len(pool), run.seed))
+    shadow_split = Split(pool.take(mask), pool.take(~mask), split.non_members)
     shadow = shadow_run(run, index)
     for needed in DEFENSES[defense].needs:
         if not model_path(shadow, needed).is_file():
-            DEFENSES[needed].train(shadow, own)
-    DEFENSES[defense].train(shadow, own)
+            DEFENSES[needed].train(shadow, shadow_split)
+    DEFENSES[defense].train(shadow, shadow_split)

@@ -1,11 +1,12 @@
-"""LiRA and RMIA in an evaluation: what shadow models answer about the evaluated images, and the scores that follow.
+"""LiRA and RMIA in an evaluation: phi of the evaluated images under the target and under shadow models, and the scores.
 
-Shadow models are trained under the target's defense (`train_shadows.py`). Under Diffence their answers go through the same
-reconstructions and through the target's own interval, which the attacker is assumed to know. This costs classifier passes only.
-One shadow model is in memory at a time. Of each answer only phi is kept.
+Shadow models are trained under the target's defense (`train_shadows.py`). Under Diffence they classify the target's own
+reconstructions and select by the target's own interval, which the attacker is assumed to know. This costs classifier passes
+only. One shadow model is in memory at a time, and only phi of each released prediction is stored.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,10 @@ from common.training.targets import weights_path
 
 
 @dataclass(frozen=True, eq=False)
-class Questions:
-    """What the target and all shadow models are asked: the same images, under the same scenario of Diffence.
+class Queries:
+    """The queries that the target and all shadow models get: the same images, under the same scenario of Diffence.
 
-    index: positions [n] of the images, the same on both sides. selector: None = without Diffence.
+    index: positions [n] of the images, the same on both sides. selector: None = without Diffence. candidates: the stored ones.
     """
 
     split: Split
@@ -45,10 +46,11 @@ class Questions:
 def shadow_scores(
     run: Run, defense: str, protocol: str, split: Split, pools: Pools, selector: Selector | None
 ) -> dict[str, Scores]:
-    """Scores of every attack with shadow models on what the target releases under `selector` (None: without Diffence).
+    """Scores of every attack with shadow models on the target under `selector` (None = without Diffence), by name.
 
-    The population of RMIA is the attacker's known non-members. They are scored too, to fit a threshold. Being in the population
-    moves the score of such a point by at most 1 / k. UserError says which command trains a shadow model that is missing.
+    The population of RMIA is the attacker's k known non-members. They are scored too, to fit a threshold. Being in the
+    population moves the score of such a point by at most 1 / k. Raises UserError where a shadow model is missing. The message
+    names the command that trains it.
     """
     config = run.config.attack
     index = np.union1d(pools.known, pools.scored)
@@ -56,28 +58,29 @@ def shadow_scores(
     if selector is not None:
         for mirrored in views:
             draw_all(run, split, protocol, mirrored)
-    questions = Questions(split, index, selector, StoredCandidates(run))
-    target = np.stack([answers(run, defense, protocol, questions, mirrored) for mirrored in views])
+    queries = Queries(split, index, selector, StoredCandidates(run))
+    target = np.stack([model_phi(run, defense, protocol, queries, mirrored) for mirrored in views])
     shadow = [
-        [answers(shadow_run(run, i), defense, "clean", questions, mirrored) for mirrored in views]
+        [model_phi(shadow_run(run, i), defense, "clean", queries, mirrored) for mirrored in views]
         for i in tqdm(range(config.shadows), desc=f"answers of shadow models, {defense}", unit="model", disable=None)
     ]
     members = len(split.members)
-    pool_keep = np.stack([in_mask(i, 2 * members, run.seed) for i in range(config.shadows)])
-    keep = pool_keep[:, np.concatenate([index, members + index])]
+    pool_masks = np.stack([in_mask(i, 2 * members, run.seed) for i in range(config.shadows)])
+    in_masks = pool_masks[:, np.concatenate([index, members + index])]  # non-member i is at position members + i of the pool
     labels = torch.cat([side.labels[torch.from_numpy(index)] for side in split.evaluated]).numpy()
-    # Positions among the 2n answers: members come first.
+    # Positions among the 2n values of phi, in which non-members follow the n members.
     known, scored = (np.searchsorted(index, pool) for pool in (pools.known, pools.scored))
-    outputs = ShadowOutputs(target, np.array(shadow), keep, labels, population=known + len(index))
+    outputs = ShadowOutputs(target, np.array(shadow), in_masks, labels, population=known + len(index))
     return shadow_attacks(outputs, Pair(known, known + len(index)), Pair(scored, scored + len(index)), config)
 
 
-def answers(run: Run, defense: str, protocol: str, questions: Questions, mirrored: bool) -> Floats:
-    """phi of the true label in what the model of `run`, a target or a shadow model, releases: float64 [2n], members first.
+def model_phi(run: Run, defense: str, protocol: str, queries: Queries, mirrored: bool) -> Floats:
+    """phi of the true label in the released predictions of a run's model: float64 [2n], members first.
 
-    It is computed once and stored. With `mirrored` the images are flipped first.
+    The run is that of the target or of a shadow model. With `mirrored` the images are mirrored first. The values are computed
+    once and stored. Raises UserError where the model is missing.
     """
-    selector, index = questions.selector, questions.index
+    selector, index = queries.selector, queries.index
     name = "without" if selector is None else f"scenario-{selector.scenario}"
     path = run.outputs_dir / f"{defense}-{protocol}-phi-{name}{'-mirrored' if mirrored else ''}.npz"
     weights = weights_path(run, defense, protocol)
@@ -93,30 +96,28 @@ def answers(run: Run, defense: str, protocol: str, questions: Questions, mirrore
 
     def compute() -> dict[str, np.ndarray]:
         model = load_defended_model(run, defense, protocol)
-        sides = Pair(*SIDES).map(
-            lambda side, examples: _ask(run, model, questions, side, examples, mirrored), questions.split.evaluated
-        )
+        sides = Pair(*SIDES).map(partial(_phi_of_side, run, model, queries, mirrored), queries.split.evaluated)
         return {"phi": np.concatenate([*sides])}
 
     return cached_arrays(path, settings, compute)["phi"]
 
 
 @torch.inference_mode()
-def _ask(run: Run, model: DefendedModel, questions: Questions, side: str, examples: Examples, mirrored: bool) -> Floats:
-    """phi [n] of one side."""
-    index, selector = questions.index, questions.selector
+def _phi_of_side(run: Run, model: DefendedModel, queries: Queries, mirrored: bool, side: str, examples: Examples) -> Floats:
+    """The part of `model_phi` that belongs to one side: float64 [n]."""
+    index, selector = queries.index, queries.selector
     classifier: nn.Module = model.classifier
     if selector is not None:
         n = run.config.diffence.n
-        classifier = ProtectedClassifier(classifier, questions.candidates, selector, n, draws=4, batch=500)
-    asked = examples.take(torch.from_numpy(index))
+        classifier = ProtectedClassifier(classifier, queries.candidates, selector, n, draws=4, batch=500)
+    queried = examples.take(torch.from_numpy(index))
     parts = []
     for batch in torch.arange(len(index)).split(250):
-        images = asked.pixels(batch).to(run.device)
+        images = queried.pixels(batch).to(run.device)
         images = images.flip(-1) if mirrored else images
-        queries = query_ids(side, index[batch].tolist(), mirrored)
-        logits = (classifier(images) if selector is None else classifier(images, queries)).float()
+        ids = query_ids(side, index[batch].tolist(), mirrored)
+        logits = (classifier(images) if selector is None else classifier(images, ids)).float()
         if model.post_inference is not None:
-            logits = model.post_inference.release(logits, queries)
-        parts.append(phi(logits.cpu().numpy(), asked.labels[batch].numpy()))
+            logits = model.post_inference.release(logits, ids)
+        parts.append(phi(logits.cpu().numpy(), queried.labels[batch].numpy()))
     return np.concatenate(parts)

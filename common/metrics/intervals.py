@@ -1,6 +1,7 @@
-"""How far to trust a measured number: 95% intervals of AUC and of rates, mean and standard deviation over seeds.
+"""The uncertainty of a metric: 95% confidence intervals of AUC and of rates, mean and standard deviation over seeds.
 
-An interval covers the draw of the scored points alone: another model, trained from another seed, may lie outside it.
+An interval covers the sampling of the scored points only. The metric of another model, trained from another seed, may lie
+outside it.
 """
 
 from collections.abc import Sequence
@@ -16,35 +17,42 @@ LEVEL = 0.95
 
 
 def delong_interval(member: ArrayLike, non_member: ArrayLike, level: float = LEVEL) -> list[float]:
-    """The interval [low, high] of an AUC at a confidence `level` after DeLong, DeLong and Clarke-Pearson (1988), in 0..1.
+    """The confidence interval [low, high] of an AUC, in 0..1, by DeLong, DeLong and Clarke-Pearson (1988).
 
-    `member` [n] and `non_member` [m] scores. A point's placement value is the share of the other side that it ranks
-    above, ties counted half; the variance of the AUC is the sum over both sides of the values' sample variance divided by
-    their number. Ranks give all values in O((n + m) log(n + m)) (Sun and Xu, 2014). Where one side has a single point
-    nothing is known of its variance: [0, 1]. Perfect separation has the variance 0, yet is no certainty: it gives the exact
-    interval of min(n, m) disjoint pairs of a member and a non-member, all in order (Clopper-Pearson); just below it, on few
-    points, DeLong's is too sure. Constant scores give [0.5, 0.5], their AUC on any points. Raises UserError for empty, NaN or
-    infinite scores.
+    `member` [n] and `non_member` [m] scores, confidence `level` in 0..1. The placement value of a member is the share of the
+    non-members that score below it, that of a non-member the share of the members that score above it; ties count half. The
+    variance of the AUC is the sum, over both sides, of the sample variance of the placement values divided by their number. The
+    values are computed from ranks in O((n + m) log(n + m)) (Sun and Xu, 2014).
+
+    Special cases:
+    - If a side has a single point, its variance is unknown. The interval is [0, 1].
+    - If the scores separate the sides perfectly, the variance is 0. The interval is the exact one (Clopper-Pearson) of
+      min(n, m) disjoint pairs of a member and a non-member that are all in order. Just below perfect separation, DeLong's
+      interval is too narrow for few points.
+    - Constant scores have the AUC 0.5 on any points. The interval is [0.5, 0.5].
+
+    Raises UserError for empty, NaN or infinite scores.
     """
-    members, others = checked_scores(member, non_member)
-    n, m = len(members), len(others)
+    members, non_members = checked_scores(member, non_member)
+    n, m = len(members), len(non_members)
     if min(n, m) < 2:
         return [0.0, 1.0]
-    ranks = rankdata(np.concatenate([members, others]))
-    of_members = (ranks[:n] - rankdata(members)) / m
-    of_others = 1 - (ranks[n:] - rankdata(others)) / n
-    auc, tail = float(of_members.mean()), (1 - level) / 2
+    ranks = rankdata(np.concatenate([members, non_members]))
+    member_placements = (ranks[:n] - rankdata(members)) / m
+    non_member_placements = 1 - (ranks[n:] - rankdata(non_members)) / n
+    auc, tail = float(member_placements.mean()), (1 - level) / 2
     if auc in (0, 1):
         bound = tail ** (1 / min(n, m))
         return [bound, 1.0] if auc else [0.0, 1 - bound]
-    half = norm.isf(tail) * np.sqrt(of_members.var(ddof=1) / n + of_others.var(ddof=1) / m)
-    return [float(np.clip(auc + side, 0, 1)) for side in (-half, half)]
+    half_width = norm.isf(tail) * np.sqrt(member_placements.var(ddof=1) / n + non_member_placements.var(ddof=1) / m)
+    return [float(np.clip(auc + offset, 0, 1)) for offset in (-half_width, half_width)]
 
 
 def clopper_pearson(hits: int, trials: int) -> list[float]:
-    """The exact 95% interval [low, high] of a probability of which `hits` of `trials` independent draws came true.
+    """The exact 95% confidence interval [low, high] of a probability, from `hits` in `trials` independent draws.
 
-    From the Beta quantiles; 0 hits give [0, 1 - .025^(1/trials)]. Raises UserError unless 0 <= hits <= trials >= 1.
+    The bounds are quantiles of Beta distributions. 0 hits give [0, 1 - .025^(1/trials)]. Raises UserError unless
+    0 <= hits <= trials and trials >= 1.
     """
     if not (0 <= hits <= trials and trials >= 1):
         raise UserError(f"a rate needs 0 <= hits <= trials and at least 1 trial, not {hits} of {trials}.")
@@ -55,7 +63,7 @@ def clopper_pearson(hits: int, trials: int) -> list[float]:
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1 in the denominator) of one number measured from several seeds.
+    """Mean and sample standard deviation (n - 1 in the denominator) of a metric over several seeds.
 
     Raises UserError for fewer than two values.
     """
@@ -65,7 +73,10 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
 
 
 def checked_scores(member: ArrayLike, non_member: ArrayLike) -> tuple[Floats, Floats]:
-    """Both sides' scores as float64 vectors; UserError names the side that is empty, NaN, infinite or no vector."""
+    """The scores of both sides as float64 vectors.
+
+    Raises UserError, which names the side, for scores that are not a vector, empty, NaN or infinite.
+    """
     sides = {"members": np.asarray(member, np.float64), "non-members": np.asarray(non_member, np.float64)}
     for name, scores in sides.items():
         if scores.ndim != 1 or scores.size == 0:

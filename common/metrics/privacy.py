@@ -1,8 +1,8 @@
-"""Every metric of an attack, in one place (paper Section IV-A "Evaluation metrics", Eq. 2).
+"""The metrics of an attack (paper Section IV-A "Evaluation metrics", Eq. 2).
 
-Scores follow one convention: a higher score means "more likely a member", and a point is called a member when its score
-is at least the threshold. Rates at a low error rate are counts that some threshold attains, never interpolated.
-Intervals: common/metrics/intervals.py; ECE and NLL: common/metrics/calibration.py.
+A higher score means "more likely a member". A point is predicted to be a member if its score is at least the threshold. Rates
+at a low error rate are counts that some threshold attains. They are not interpolated. Intervals are in
+common/metrics/intervals.py, ECE and NLL in common/metrics/calibration.py.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -24,11 +24,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate at a bounded error rate, with the integers behind it: at 0.1% they are small and ask for an interval.
+    """A rate at a bounded error rate, with its counts and intervals. At an error rate of 0.1% the counts are small.
 
-    TPR at an FPR: `hits` of `positives` members are found while `errors` of `negatives` non-members are accused.
-    TNR at an FNR: `hits` of `positives` non-members are cleared while `errors` of `negatives` members are cleared too.
-    The intervals are those of a threshold fixed beforehand; this one was chosen among the same points.
+    TPR at an FPR: `hits` of `positives` members and `errors` of `negatives` non-members are predicted to be members.
+    TNR at an FNR: `hits` of `positives` non-members and `errors` of `negatives` members are predicted to be non-members.
+    The intervals are those of a threshold that is fixed in advance, although this threshold was selected on the same points.
     """
 
     rate: float  # hits / positives, 0..1
@@ -45,39 +45,41 @@ class Rate:
 
 
 def phi(logits: ArrayLike, label: ArrayLike | None = None) -> Floats:
-    """The confidence p of a label on the scale log(p / (1 - p)) (paper Eq. 2), computed without rounding p to 1.
+    """The logit-scaled confidence log(p / (1 - p)) in a label (paper Eq. 2), computed without rounding p to 1.
 
-    `logits` [.., C] of any leading shape; `label` broadcasts to that shape, None = the predicted class (argmax).
-    Returns float64 [..], unbounded. Raises UserError for fewer than two classes, NaN or infinite logits, or bad labels.
+    `logits` [.., C] of any leading shape. `label` broadcasts to that shape; None = the predicted class (argmax). Returns
+    float64 [..], unbounded. Raises UserError for fewer than two classes, for NaN or infinite logits, and for labels that are
+    not integers in 0..C-1 or do not fit.
     """
     z = np.array(logits, dtype=np.float64)
     if z.ndim == 0 or z.shape[-1] < 2:
         raise UserError(f"logits need a last axis of at least 2 classes, not the shape {z.shape}.")
     if not np.isfinite(z).all():
         raise UserError("logits hold NaN or infinite values: check the model that made them.")
-    chosen = z.argmax(-1) if label is None else np.asarray(label)
+    y = z.argmax(-1) if label is None else np.asarray(label)
     try:
-        index = np.broadcast_to(chosen, z.shape[:-1])[..., None]
+        index = np.broadcast_to(y, z.shape[:-1])[..., None]
     except ValueError:
-        raise UserError(f"labels of shape {chosen.shape} do not fit logits of shape {z.shape}.") from None
+        raise UserError(f"labels of shape {y.shape} do not fit logits of shape {z.shape}.") from None
     if index.dtype.kind not in "iu" or (index < 0).any() or (index >= z.shape[-1]).any():
         raise UserError(f"labels must be integers in 0..{z.shape[-1] - 1}, the classes of the logits.")
-    own = np.take_along_axis(z, index, -1)[..., 0]
-    np.put_along_axis(z, index, -np.inf, -1)  # leaves the others: z_y - logsumexp(others) = log p - log(1 - p)
-    return np.asarray(own - logsumexp(z, axis=-1))
+    z_y = np.take_along_axis(z, index, -1)[..., 0]
+    np.put_along_axis(z, index, -np.inf, -1)  # only the other classes remain: z_y - logsumexp(others) = log p - log(1 - p)
+    return np.asarray(z_y - logsumexp(z, axis=-1))
 
 
 def auc(member: ArrayLike, non_member: ArrayLike) -> float:
-    """Attack AUC, 0..1: the chance that a member [n] scores above a non-member [m], ties counted half."""
+    """Attack AUC, 0..1: the probability that a member [n] scores above a non-member [m]. Ties count half."""
     truth, scores = _pooled(member, non_member)
     return float(roc_auc_score(truth, scores))
 
 
 def tpr_at_fpr(member: ArrayLike, non_member: ArrayLike, fpr: float = 0.001, strict: bool = False) -> Rate:
-    """Largest TPR over the thresholds that accuse at most floor(fpr * m) of the m non-members (paper Section IV-A).
+    """The largest TPR over all thresholds with an FPR of at most `fpr` (paper Section IV-A).
 
-    `member` [n] and `non_member` [m] scores, `fpr` in (0, 1). `strict` takes the released convention, FPR < fpr.
-    Raises UserError for an fpr out of range and for empty, NaN or infinite scores.
+    At such a threshold, at most floor(fpr * m) of the m non-members are predicted to be members. `member` [n] and `non_member`
+    [m] are scores, `fpr` is in (0, 1). With `strict` the FPR is below `fpr`, as in the released code. Raises UserError for an
+    `fpr` out of range and for empty, NaN or infinite scores.
     """
     if not 0 < fpr < 1:
         raise UserError(f"fpr must lie between 0 and 1, both excluded, not {fpr}.")
@@ -90,21 +92,22 @@ def tpr_at_fpr(member: ArrayLike, non_member: ArrayLike, fpr: float = 0.001, str
 
 
 def tnr_at_fnr(member: ArrayLike, non_member: ArrayLike, fnr: float = 0.001, strict: bool = False) -> Rate:
-    """Largest TNR over the thresholds that clear at most floor(fnr * n) of the n members (`tpr_at_fpr`, swapped).
+    """The largest TNR over all thresholds with an FNR of at most `fnr`.
 
-    Scores, range, `strict` and errors as in `tpr_at_fpr`.
+    At such a threshold, at most floor(fnr * n) of the n members are predicted to be non-members. It is `tpr_at_fpr` with the
+    sides swapped and the scores negated. Arguments and exceptions are the same.
     """
     return tpr_at_fpr(-np.asarray(non_member), -np.asarray(member), fnr, strict)
 
 
 def allowed_errors(rate: float, points: int, strict: bool = False) -> int:
-    """The most errors among `points` that keep to an error rate: at most `rate`, or with `strict` below it."""
+    """The largest number of errors among `points` with an error rate of at most `rate`, or with `strict` below `rate`."""
     limit = Fraction(rate).limit_denominator(10**9) * points  # exact: 0.29 * 100 is 28.999.. in floating point
     return ceil(limit) - 1 if strict else floor(limit)
 
 
 def pool_warnings(members: int, non_members: int, fpr: float = 0.001, strict: bool = False) -> list[str]:
-    """A sentence for each error rate that so few scored points cannot show: one at which they allow no error at all.
+    """A warning for each error rate that a single error exceeds, because there are too few scored points.
 
     `fpr` bounds both error rates, the FPR among the non-members and the FNR among the members.
     """
@@ -117,18 +120,18 @@ def pool_warnings(members: int, non_members: int, fpr: float = 0.001, strict: bo
 
 
 def balanced_accuracy(member: ArrayLike, non_member: ArrayLike, threshold: float) -> float:
-    """Attack accuracy (TPR + TNR) / 2, 0..1, when a score of at least `threshold` is called a member."""
+    """Attack accuracy (TPR + TNR) / 2, 0..1, if points with a score of at least `threshold` are predicted to be members."""
     truth, scores = _pooled(member, non_member)
-    called = scores >= threshold
-    return float((called[truth].mean() + (~called[~truth]).mean()) / 2)
+    predicted = scores >= threshold
+    return float((predicted[truth].mean() + (~predicted[~truth]).mean()) / 2)
 
 
 def best_threshold(member: ArrayLike, non_member: ArrayLike) -> tuple[float, float]:
-    """The threshold of the largest balanced accuracy and that accuracy (at least 0.5).
+    """The threshold with the largest balanced accuracy, and that accuracy (at least 0.5).
 
-    Candidates are the observed scores and +inf ("nobody is a member"); of equally good ones the highest is taken, which
-    accuses the fewest. On the scored points themselves this is an oracle: with no leakage at all it averages 0.510 at
-    2000 + 2000 points.
+    Candidates are the observed scores and +inf (no point is predicted to be a member). Of equally good thresholds, the highest
+    is returned. On the scored points themselves, this threshold is an oracle: without any leakage its accuracy is 0.510 on
+    average at 2000 + 2000 points.
     """
     thresholds, hits, errors = _operating_points(member, non_member)
     advantage = hits * errors[-1] - errors * hits[-1]  # (TPR - FPR) * n * m, in integers: ties are exact
@@ -141,15 +144,18 @@ def class_thresholds(
 ) -> tuple[float, dict[int, float]]:
     """The best threshold of all points, and that of each class with points on both sides (Song & Mittal, Section 4.2).
 
-    Scores and labels of members [n] and non-members [m]. Few points a class overfit: with no leakage and 10 + 10 points a
-    class their own accuracy is .616, that of fresh points .500. Raises UserError for labels of another shape.
+    Scores and labels of members [n] and non-members [m]. Thresholds overfit if a class has few points: without leakage and with
+    10 + 10 points in each class, the accuracy is .616 on these points and .500 on new ones. Raises UserError for labels of
+    another shape.
     """
-    (members, of_members), (others, of_others) = _labelled(member, non_member, member_labels, non_member_labels)
-    own = {
-        int(label): best_threshold(members[of_members == label], others[of_others == label])[0]
-        for label in np.intersect1d(of_members, of_others)
+    (members, member_classes), (non_members, non_member_classes) = _labelled(
+        member, non_member, member_labels, non_member_labels
+    )
+    by_class = {
+        int(label): best_threshold(members[member_classes == label], non_members[non_member_classes == label])[0]
+        for label in np.intersect1d(member_classes, non_member_classes)
     }
-    return best_threshold(members, others)[0], own
+    return best_threshold(members, non_members)[0], by_class
 
 
 def class_accuracy(
@@ -159,13 +165,16 @@ def class_accuracy(
     non_member_labels: ArrayLike,
     thresholds: tuple[float, dict[int, float]],
 ) -> float:
-    """Attack accuracy (TPR + TNR) / 2, 0..1, at the `thresholds` of class_thresholds: the global one for a class without."""
-    everywhere, own = thresholds
-    found, accused = (
-        (scores >= np.array([own.get(int(label), everywhere) for label in labels])).mean()
+    """Attack accuracy (TPR + TNR) / 2, 0..1, with one threshold for each class.
+
+    `thresholds` are those of `class_thresholds`. Classes without a threshold of their own get that of all points.
+    """
+    overall, by_class = thresholds
+    tpr, fpr = (
+        (scores >= np.array([by_class.get(int(label), overall) for label in labels])).mean()
         for scores, labels in _labelled(member, non_member, member_labels, non_member_labels)
     )
-    return float((found + 1 - accused) / 2)
+    return float((tpr + 1 - fpr) / 2)
 
 
 def attack_report(
@@ -178,14 +187,18 @@ def attack_report(
 ) -> dict[str, Any]:
     """All metrics of one attack as plain numbers, ready for JSON.
 
-    `scored` are the scores of the points whose membership is guessed, members [n] and non-members [m]. `known` are those of the
-    attacker's own points. With `oracle` (protocol released) the threshold is the best one of the scored points, and rates are
-    strict. Without it the threshold is fitted on the known points. The true classes of both, `scored_labels` and
-    `known_labels`, ask for a threshold per class, fitted on the same points.
+    `scored` are the scores of the points whose membership is inferred, members [n] and non-members [m]. `known` are those of
+    the attacker's own points. With `oracle` (protocol released), the threshold is fitted on the scored points and rates are
+    strict. Otherwise it is fitted on the known points. With the true classes of both, `scored_labels` and `known_labels`, a
+    threshold per class is fitted on the same points. Raises UserError for empty, NaN or infinite scores.
 
-    Keys: auc; auc_interval, 95%, [low, high]; accuracy, at `threshold`; accuracy_oracle, at the best threshold of the scored
-    points; accuracy_per_class, with labels only; threshold (None = +inf: nobody is called a member); tpr_at_fpr and tnr_at_fnr,
-    the fields of `Rate`, where `fpr` bounds both error rates. Raises UserError for empty or NaN scores.
+    Keys of the result:
+    - auc, and auc_interval: the 95% interval [low, high]
+    - accuracy: at `threshold`
+    - accuracy_oracle: at the best threshold of the scored points
+    - accuracy_per_class: with labels only
+    - threshold: None = +inf, no point is predicted to be a member
+    - tpr_at_fpr and tnr_at_fnr: the fields of `Rate`. `fpr` bounds both error rates
     """
     fitted_on = scored if oracle else known
     threshold, _ = best_threshold(*fitted_on)
@@ -212,7 +225,7 @@ def attack_report(
 def _labelled(
     member: ArrayLike, non_member: ArrayLike, member_labels: ArrayLike, non_member_labels: ArrayLike
 ) -> list[tuple[Floats, Ints]]:
-    """Scores and labels of both sides, after checking that every score has a label."""
+    """Scores and labels of members and of non-members. Raises UserError unless every score has a label."""
     labels = [np.asarray(side) for side in (member_labels, non_member_labels)]
     sides = list(zip(checked_scores(member, non_member), labels, strict=True))
     if any(scores.shape != side.shape for scores, side in sides):
@@ -223,15 +236,15 @@ def _labelled(
 
 
 def _operating_points(member: ArrayLike, non_member: ArrayLike) -> tuple[Floats, Ints, Ints]:
-    """Thresholds from +inf down to the lowest score, with the numbers of members and non-members at or above each."""
+    """Thresholds from +inf down to the lowest score, and the numbers of members and of non-members at or above each of them."""
     truth, scores = _pooled(member, non_member)
-    # The default, drop_intermediate=True, removes collinear vertices, and with them thresholds that attain a rate.
+    # By default, roc_curve drops collinear vertices, and with them thresholds that attain a rate.
     fpr, tpr, thresholds = roc_curve(truth, scores, drop_intermediate=False)
     counts = [np.rint(rate * side.sum()).astype(np.int64) for rate, side in ((tpr, truth), (fpr, ~truth))]
     return thresholds, counts[0], counts[1]
 
 
 def _pooled(member: ArrayLike, non_member: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
-    """Membership and scores of all points, after checking both sides."""
+    """Membership (True for members) and scores of all points, members first. Raises UserError as `checked_scores` does."""
     sides = checked_scores(member, non_member)
     return np.repeat([True, False], [len(side) for side in sides]), np.concatenate(sides)

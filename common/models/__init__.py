@@ -1,6 +1,6 @@
-"""The paper's four target models (Section IV-A, Appendix A-A) and the classifier that puts one behind raw images.
+"""The paper's four target models by name (Section IV-A, Appendix A-A), and the classifier that adds the normalisation.
 
-A new model is a class `Net(classes, width=..., depth=...)` on standardised 32x32 images and one entry in `MODELS`.
+To add a model, write a class `Net(classes, width=..., depth=...)` for standardised 32x32 images and one line in `MODELS`.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ MODELS: dict[str, type[nn.Module]] = {
 
 
 class Classifier(nn.Module):
-    """A network on images in [0, 1]: standardises each channel by `mean` and `std`, then calls `net`.
+    """A network for images in [0, 1]: it standardises each channel by `mean` and `std`, then calls `net`.
 
-    Attacks and the diffusion model work on [0, 1]; the training set's statistics are part of the saved classifier.
+    Attacks and the diffusion model therefore need no statistics of a data set. The checkpoint of the classifier holds them.
     """
 
     mean: torch.Tensor
@@ -51,13 +51,16 @@ def build_classifier(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Classifier:
-    """A freshly initialised classifier for `classes` classes; `mean` and `std` per channel, of images in [0, 1].
+    """A classifier for `classes` classes with new random weights. `mean` and `std` are per channel, of images in [0, 1].
 
-    `width` and `depth` shrink or grow the network, 0 being the paper's own size:
+    `width` and `depth` set the size of the network. 0 stands for the paper's size, which is in brackets:
+
       resnet18     width: channels of the first stage (64);  depth: blocks per stage (2)
       densenet121  width: growth rate (32);                  depth: layers in each of the four blocks (6, 12, 24, 16)
       vgg16        width: channels of the first stage (64);  depth: convolutions per stage at most, 1 to 3 (3)
       vit          width: embedding, a multiple of 8 (512);  depth: transformer layers (6)
+
+    Raises UserError for an unknown name or an invalid size.
     """
     check_name("model", name, MODELS)
     sizes = {"width": width, "depth": depth}

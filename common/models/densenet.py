@@ -1,7 +1,7 @@
-"""DenseNet121 for 32x32 images (Huang et al., CVPR 2017), one of the paper's target models
-(Section IV-A, Appendix A-A).
+"""DenseNet121 for 32x32 images (Huang et al., CVPR 2017), a target model of the paper (Section IV-A, Appendix A-A).
 
-Bottleneck layers and compression 0.5 (DenseNet-BC), with a 3x3 stem of stride 1 without max-pool for the small images.
+It is a DenseNet-BC: bottleneck layers, and compression by 0.5 between blocks. Because the images are small, its first layer is
+a 3x3 convolution of stride 1, and no max-pool follows.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class DenseLayer(nn.Module):
-    """BN-ReLU-1x1 conv-BN-ReLU-3x3 conv, appended to its input: [B, inputs, H, H] -> [B, inputs + growth, H, H]."""
+    """BN-ReLU-1x1 conv-BN-ReLU-3x3 conv, concatenated to its input: [B, inputs, H, H] -> [B, inputs + growth, H, H]."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class DenseLayer(nn.Module):
 
 
 def transition(inputs: int) -> nn.Sequential:
-    """The step between two blocks, [B, inputs, H, H] -> [B, inputs/2, H/2, H/2]: as in the article, it has no ReLU."""
+    """The layers between two blocks: [B, inputs, H, H] -> [B, inputs/2, H/2, H/2]. As in the article, they have no ReLU."""
     return nn.Sequential(
         nn.BatchNorm2d(inputs),
         nn.Conv2d(inputs, inputs // 2, 1, bias=False),
@@ -37,9 +37,9 @@ def transition(inputs: int) -> nn.Sequential:
 
 
 class DenseNet121(nn.Module):
-    """Four dense blocks, `width` being the growth rate; 6,956,298 parameters for 10 classes.
+    """Four dense blocks; 6,956,298 parameters for 10 classes.
 
-    `depth` gives the layers of each block; one number stands for all four.
+    `width` is the growth rate. `depth` is the number of layers of each block; a single number stands for all four blocks.
     """
 
     def __init__(self, classes: int, width: int = 32, depth: int | tuple[int, int, int, int] = (6, 12, 24, 16)) -> None:

@@ -1,7 +1,8 @@
-"""ResNet18 for 32x32 images (He et al., CVPR 2016), one of the paper's target models (Section IV-A, Appendix A-A).
+"""ResNet18 for 32x32 images (He et al., CVPR 2016), a target model of the paper (Section IV-A, Appendix A-A).
 
-The stem is one 3x3 convolution of stride 1 without max-pool, so the first stage still sees 32x32. As in all of
-`common.models`, no operation is in place: Opacus hooks every layer's output and forbids changing it afterwards.
+The first layer is a 3x3 convolution of stride 1, and no max-pool follows, so that the first stage has the full resolution.
+As in all of `common.models`, no operation is in place, because Opacus hooks the output of every layer and does not allow it to
+be changed afterwards.
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm plus a shortcut: [B, inputs, H, H] -> [B, outputs, H/stride, H/stride]."""
+    """Two 3x3 convolutions with BatchNorm, and a shortcut: [B, inputs, H, H] -> [B, outputs, H/stride, H/stride]."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -45,8 +46,8 @@ class ResNet18(nn.Module):
         for stage in range(4):
             outputs = width * 2**stage
             for block in range(depth):
-                halves = stage > 0 and block == 0
-                layers.append(BasicBlock(channels, outputs, stride=2 if halves else 1))
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(BasicBlock(channels, outputs, stride))
                 channels = outputs
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(channels, classes)

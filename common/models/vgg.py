@@ -1,7 +1,7 @@
-"""VGG16 with BatchNorm for 32x32 images (Simonyan & Zisserman, ICLR 2015), one of the paper's target models
-(Section IV-A, Appendix A-A).
+"""VGG16 with BatchNorm for 32x32 images (Simonyan & Zisserman, ICLR 2015), a target model of the paper.
 
-Five max-pools bring 32x32 down to one pixel, so a single linear layer replaces the article's three.
+Paper Section IV-A, Appendix A-A. Five max-pools reduce 32x32 pixels to one, so that a single linear layer replaces the three of
+the article.
 """
 
 import torch
@@ -13,9 +13,10 @@ STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # (channels as a multiple of 
 
 
 class VGG16(nn.Module):
-    """Five stages of 3x3 conv-BN-ReLU, each closed by a max-pool; 14,728,266 parameters for 10 classes.
+    """Five stages of 3x3 conv-BN-ReLU layers, with a max-pool at the end of each; 14,728,266 parameters for 10 classes.
 
-    `width` is the channels of the first stage; `depth`, in 1..3, caps the convolutions of every stage.
+    `width` is the number of channels of the first stage. `depth`, in 1..3, is the largest number of convolutions of a stage.
+    Raises UserError for a larger depth.
     """
 
     def __init__(self, classes: int, width: int = 64, depth: int = 3) -> None:

@@ -1,8 +1,8 @@
-"""Vision transformer for 32x32 images (Dosovitskiy et al., ICLR 2021), one of the paper's target models
-(Section IV-A, Appendix A-A).
+"""Vision transformer for 32x32 images (Dosovitskiy et al., ICLR 2021), a target model of the paper.
 
-64 patches of 4x4 and a class token go through pre-norm layers; the class token's output is classified. No LayerNorm
-follows the patch embedding and the query-key-value projection has no bias: with these 9,523,722 parameters come out.
+Paper Section IV-A, Appendix A-A. 64 patches of 4x4 pixels and a class token pass through pre-norm layers, and the output of the
+class token is classified. No LayerNorm follows the patch embedding, and the query-key-value projection has no bias. With these
+two choices the network has 9,523,722 parameters for 10 classes.
 """
 
 import torch
@@ -17,10 +17,11 @@ DROPOUT = 0.1
 
 
 class ClassAndPosition(nn.Module):
-    """Prepends the class token and adds the learned position embedding: [B, PATCHES, dim] -> [B, PATCHES + 1, dim].
+    """Prepend the class token and add the learned position embedding: [B, PATCHES, dim] -> [B, PATCHES + 1, dim].
 
-    A module of its own because Opacus differentiates a module that owns bare parameters as one whole, children
-    included, through vmap. Held by the ViT itself, the two would pull in all of it, and vmap refuses the dropout.
+    The two parameters are in a module of their own because of Opacus. It differentiates a module that owns parameters directly
+    as a whole, with all of its children, by vmap. If the ViT owned them, that would be the whole ViT, and vmap refuses its
+    dropout.
     """
 
     def __init__(self, dim: int) -> None:
@@ -34,7 +35,7 @@ class ClassAndPosition(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with HEADS heads that share `dim` evenly: [B, N, dim] -> [B, N, dim]."""
+    """Self-attention with HEADS heads of dim / HEADS dimensions each: [B, N, dim] -> [B, N, dim]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -44,13 +45,14 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # [B, N, 3 dim] -> three of [B, HEADS, N, dim/HEADS]
         q, k, v = self.to_qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        # Written out, as the fused CUDA kernels' backward pass is by default not deterministic; 65 tokens are few.
+        # Not PyTorch's fused attention, because its backward pass on CUDA is by default not deterministic. With 65 tokens this
+        # costs little.
         weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1)
         return self.out((weights @ v).transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
-    """Attention and a two-layer MLP, each after a LayerNorm and with a shortcut: [B, N, dim] -> [B, N, dim]."""
+    """Attention and a two-layer MLP, each with a LayerNorm before it and a shortcut around it: [B, N, dim] -> [B, N, dim]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -70,7 +72,11 @@ class Layer(nn.Module):
 
 
 class ViT(nn.Module):
-    """`depth` transformer layers of dimension `width`, a multiple of 8; 9,523,722 parameters for 10 classes."""
+    """Vision transformer; 9,523,722 parameters for 10 classes.
+
+    `width` is the dimension of the embedding, `depth` the number of layers. Raises UserError unless `width` is a multiple of 8,
+    the number of heads.
+    """
 
     def __init__(self, classes: int, width: int = 512, depth: int = 6) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Rows, and everything that is made from rows: text, tables and figures. `python -m common.report` makes all tables."""
+"""From numbers to rows, and from rows to tables, pages and pictures. `python -m common.report` makes all tables."""

@@ -1,9 +1,10 @@
-"""`python -m common.report`: make all tables from the rows in results/, and nothing else.
+"""`python -m common.report`: make all tables from the rows in results/.
 
-    python -m common.report collect cifar10 synthetic    # first copy what was measured there to results/<data set>/<setting>/
-    python -m common.report                              # results/README.md has every table; README.md and docs/ have a few
+    python -m common.report                              # make the tables of results/README.md, README.md and docs/
+    python -m common.report collect cifar10 synthetic    # the same, after copying the rows of these data sets to results/
 
-A row is copied only if it was made from a commit. A row that nobody else can make again is no result.
+Rows are copied to results/<data set>/<setting>/. A row that was made from uncommitted code is refused, because nobody could
+reproduce it.
 """
 
 import argparse
@@ -22,10 +23,10 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="collect")
-    collecting = commands.add_parser("collect", help="copy measured rows and pictures into results/ first")
+    collecting = commands.add_parser("collect", help="first copy rows and pictures of data sets to results/")
     collecting.add_argument("datasets", nargs="+", metavar="DATASET", help="cifar10, cifar100, svhn, synthetic, or your own")
     parsed = parser.parse_args(arguments)
-    from common.files import write_text  # imports PyTorch, for which --help does not wait
+    from common.files import write_text  # not above: it imports PyTorch, which would make --help slow
     from common.report.collect import collect
     from common.report.pages import fill_pages
 

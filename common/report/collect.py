@@ -1,18 +1,23 @@
-"""Copy measured rows and their pictures into results/, where they are committed."""
+"""Copy rows and their pictures into results/, where they are committed."""
 
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from common.cli import ROOT
 from common.data import DATASETS
 from common.errors import UserError, check_name
-from common.files import read_json
-from common.report.pages import setting
+from common.files import atomic_write, read_json
+from common.report.rows import setting
 
 
 def collect(dataset: str) -> list[Path]:
-    """Copy a data set's rows and pictures to results/<data set>/<setting>/; returns the rows' files."""
+    """Copy rows, scores and pictures of a data set to results/<data set>/<setting>/; returns the paths of the copied rows.
+
+    Raises UserError for a row that was made from uncommitted code, because nobody could reproduce it.
+    """
     source = ROOT / check_name("data set", dataset, DATASETS) / "evaluate_MIAs" / "results"
     copied = []
     for path in sorted(source.rglob("*.json")):
@@ -22,11 +27,27 @@ def collect(dataset: str) -> list[Path]:
         target = ROOT / "results" / dataset / setting(row)
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target / path.name)
-        diffusion = ROOT / dataset / "diff_defense" / "diff_models" / row["profile"] / f"seed{row['seed']}"
+        diffusion_dir = ROOT / dataset / "diff_defense" / "diff_models" / row["profile"] / f"seed{row['seed']}"
         pictures = [path.with_name(f"{path.stem}_roc.png")]
         pictures += [path.with_name(f"{row['defense']}_{kind}.png") for kind in ("phi", "reliability")]
-        for picture in (*pictures, diffusion / "reconstructions.png"):
+        for picture in (*pictures, diffusion_dir / "reconstructions.png"):
             if picture.is_file():
                 shutil.copy(picture, target / picture.name)
+        pack_scores(path, target / f"{path.stem}.npz")
         copied.append(target / path.name)
     return copied
+
+
+def pack_scores(row: Path, target: Path) -> None:
+    """Write the scores of the attacks on a row into one compressed file, so that anybody can compute its AUCs again.
+
+    For each attack it has `<attack>` float32 [n + m], members first, and `<attack> members`, their number n. A row without
+    stored scores, as those of other experiments, gets no file.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for path in sorted((row.parent / "scores").glob(f"*-based-{row.stem}.npy")):
+        scores, membership = np.load(path).T
+        attack = path.name.removesuffix(f"-based-{row.stem}.npy")
+        arrays |= {attack: scores.astype(np.float32), f"{attack} members": np.array(int(membership.sum()))}
+    if arrays:
+        atomic_write(target, lambda file: np.savez_compressed(file, **arrays))

@@ -1,4 +1,4 @@
-"""The tables of label-only attacks and of attacks on Diffence itself, and what every table says that an attack reached."""
+"""The tables of label-only attacks and of attacks on Diffence itself."""
 
 from typing import Any
 
@@ -8,43 +8,75 @@ from common.report.rows import SCENARIO_TITLES, as_markdown
 
 
 def label_only_markdown(row: dict[str, Any]) -> str:
-    """A row of common/experiments/label_only.py as a table, a line an attack, beside what shuffled membership gives."""
+    """A row of common/experiments/label_only.py as a table with a line for each attack."""
     lines = [
         {
             "attack": name,
-            **reached(found, row["null"]["attacks"][name]["auc"]),
+            **attack_columns(attack, row["null"]["attacks"][name]["auc"]),
             "labels an image": f"{row[name]['asked_an_image']:,.0f}",
             "failed": sum(row[name]["failed"].values()) if "failed" in row[name] else "-",
         }
-        for name, found in row["attacks"].items()
+        for name, attack in row["attacks"].items()
     ]
     return as_markdown(pd.DataFrame(lines))
 
 
 def repeated_queries_markdown(row: dict[str, Any]) -> str:
-    """A row of common/experiments/repeated_queries.py as a table: every attacker in every scenario."""
-    titles = {"loss": "loss, once", "correctness": "gap floor"}
-    found = [("without", titles[name], attack) for name, attack in row["reference"].items()]
+    """A row of common/experiments/repeated_queries.py as a table with a line for each attacker in each scenario."""
+    reference_titles = {"loss": "loss, once", "correctness": "gap floor"}
+    attacks = [("without", reference_titles[name], attack) for name, attack in row["reference"].items()]
     for run in row["runs"]:
         scenario = SCENARIO_TITLES[run["scenario"]] + (", stable" if run["stable"] else "")
-        found += [(scenario, attacker, attack) for attacker, attack in run["attacks"].items()]
+        attacks += [(scenario, attacker, attack) for attacker, attack in run["attacks"].items()]
     lines = [
         {
             "Diffence": scenario,
             "attacker": attacker,
-            **reached(attack, attack["null_auc"]),
+            **attack_columns(attack, attack["null_auc"]),
             "candidates an image": f"{attack['draws']:.1f}",
         }
-        for scenario, attacker, attack in found
+        for scenario, attacker, attack in attacks
     ]
     return as_markdown(pd.DataFrame(lines))
 
 
-def reached(attack: dict[str, Any], null_auc: float) -> dict[str, str]:
-    """What an attack reached, beside what it finds under shuffled membership."""
+def attack_columns(attack: dict[str, Any], null_auc: float) -> dict[str, str]:
+    """The columns that every table of attacks has. `null_auc` is the AUC under shuffled membership."""
     return {
         "AUC": f"{attack['auc']:.3f}",
         "95% interval": "{:.3f} .. {:.3f}".format(*attack["auc_interval"]),
         "null AUC": f"{null_auc:.3f}",
         "ACC": f"{attack['accuracy']:.3f}",
     }
+
+
+def intervals_markdown(row: dict[str, Any]) -> str:
+    """A row of common/experiments/intervals.py as two tables: divergence and attack AUC by fifths, and draws until a hit."""
+    points = pd.DataFrame(row["intervals"]).sort_values("js").reset_index(drop=True)
+    fifth = points.index * 5 // len(points)
+    by_divergence = [
+        {
+            "intervals": f"fifth {number + 1} by divergence",
+            "mean JS divergence": f"{group['js'].mean():.4f}",
+            "mean best AUC": f"{group['best_auc'].mean():.3f}",
+            "mean best ACC": f"{group['best_accuracy'].mean():.3f}",
+        }
+        for number, group in points.groupby(fifth)
+    ]
+    draws = [
+        {
+            "interval holds": f"{100 * one['share']:.0f}% of candidates",
+            "hit by the first": f"{100 * one['cdf'][0]:.1f}%",
+            f"hit by one of {row['n']}": f"{100 * one['cdf'][-1]:.1f}%",
+            "of those that missed at first": "-" if one["later_hits"] is None else f"{100 * one['later_hits']:.1f}%",
+        }
+        for one in row["draws"]
+    ]
+    correlation = row["rank_correlation"]["js_and_auc"]
+    return "\n\n".join(
+        [
+            as_markdown(pd.DataFrame(by_divergence)),
+            f"Spearman's rank correlation of divergence and best AUC over {len(points)} intervals: {correlation:.2f}.",
+            as_markdown(pd.DataFrame(draws)),
+        ]
+    )

@@ -17,14 +17,15 @@ import matplotlib.pyplot as plt
 
 
 def draw_roc(path: Path, title: str, scores: dict[str, Scores]) -> None:
-    """ROC curves of all attacks, on linear and on logarithmic axes."""
+    """ROC curves of all attacks, on linear and on logarithmic axes. Confidence is dashed, because loss ranks points alike."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
-    for name, points in scores.items():
-        membership = np.repeat([1, 0], [*points.scored.map(len)])
-        fpr, tpr, _ = roc_curve(membership, np.concatenate([*points.scored]))
+    for name, attack_scores in scores.items():
+        scored = attack_scores.scored
+        membership = np.repeat([1, 0], [*scored.map(len)])
+        fpr, tpr, _ = roc_curve(membership, np.concatenate([*scored]))
         for axis in axes:
             axis.plot(fpr, tpr, label=name, linestyle="--" if name == "confidence" else "-")
-    smallest = min(0.5 / len(points.scored.non_members) for points in scores.values())
+    smallest = min(0.5 / len(attack_scores.scored.non_members) for attack_scores in scores.values())
     for axis in axes:
         axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":", label="guessing")
         axis.set(xlabel="FPR", ylabel="TPR")
@@ -41,14 +42,15 @@ def draw_phi(
     logits: dict[str, Pair[np.ndarray]],
     labels: Pair[np.ndarray] | None = None,
 ) -> None:
-    """Histograms of phi of members and non-members, a panel for each name: logits [n, C] and [m, C] of the two sides.
+    """Histograms of phi of members and of non-members, with a panel for each name (paper Figures 3 and 4).
 
-    phi is that of the predicted class, as in the paper's figures, or of the `labels` [n] and [m] where they are given.
+    `logits` are those of the members [n, C] and of the non-members [m, C]. phi is that of the classes `labels` [n] and [m], or
+    by default that of the predicted class, as in the paper's figures.
     """
     values = {name: pair.map(phi, labels) if labels else pair.map(phi) for name, pair in logits.items()}
     pooled = np.concatenate([side for pair in values.values() for side in pair])
     low, high = np.quantile(pooled, [0.002, 0.998])
-    if low == high:  # nearly all points are sure, say: show what is left
+    if low == high:  # nearly all points have the same phi: use the full range, so that the others are visible
         low, high = pooled.min(), pooled.max() + 1
     bins = np.linspace(float(low), float(high), 50)
     figure, axes = plt.subplots(
@@ -65,9 +67,9 @@ def draw_phi(
 
 
 def draw_reliability(path: Path, title: str, predictions: dict[str, Outputs]) -> None:
-    """Reliability diagrams (paper Figure 6), a panel for each name: accuracy against confidence in 10 bins, with counts.
+    """Reliability diagrams with a panel for each name: accuracy against confidence in 10 bins, with counts (paper Figure 6).
 
-    On the diagonal a prediction of confidence p is right with probability p; bars below it are overconfident.
+    On the diagonal, a prediction with confidence p is right with probability p. Bars below it are overconfident.
     """
     figure, axes = plt.subplots(
         1, len(predictions), figsize=(4.2 * len(predictions), 4.2), sharey=True, layout="constrained", squeeze=False
@@ -91,7 +93,10 @@ def draw_reliability(path: Path, title: str, predictions: dict[str, Outputs]) ->
 def draw_trade_off(
     path: Path, title: str, points: dict[str, tuple[float, float]], front: set[str], undefended: tuple[float, float]
 ) -> None:
-    """Settings by (test accuracy, best attack's AUC), 0..1; those named in `front` are joined by a line."""
+    """Settings by test accuracy and best AUC, with a line through those on the Pareto `front`.
+
+    `points` and `undefended` are (test accuracy, largest AUC of any attack), both 0..1.
+    """
     figure, axis = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
     for name, point in points.items():
         axis.scatter(*point, color="C0")

@@ -1,5 +1,7 @@
-"""Results as files: the paper's text format (Figures 15 and 16), a JSON row beside it with all that reproduces it, the
-scores of every attack, and tables made from rows.
+"""A row is the result of one evaluation, as a dict. This module writes rows, reads them and makes tables of them.
+
+A row is written as text in the paper's format (Figures 15 and 16) and as JSON with everything that is needed to reproduce it.
+The scores of every attack are written beside them.
 """
 
 from collections.abc import Iterable
@@ -12,36 +14,58 @@ import pandas as pd
 from common.attacks import Scores
 from common.files import read_json, save_array, write_json, write_text
 
-# In the order of the paper's Figure 16.
-PRINTED = ("nn", "m-entropy", "confidence", "entropy", "loss")
+# The attacks of a text file, in the order of the paper's Figure 16.
+PRINTED_ATTACKS = ("nn", "m-entropy", "confidence", "entropy", "loss")
 SCENARIO_TITLES = {"1": "scenario 1", "2": "scenario 2", "3": "scenario 3", "average": "average"}
 
 
+def scenario_of(row: dict[str, Any]) -> str | None:
+    """The scenario of Diffence in a row; None is without Diffence."""
+    return row["diffence"]["scenario"] if row["diffence"] else None
+
+
+def setting(row: dict[str, Any]) -> str:
+    """The name of a row's folder under results/<data set>/: profile, protocol, seed and the changes of --set."""
+    return "-".join([row["profile"], row["protocol"], f"seed{row['seed']}", *row["overrides"]])
+
+
+def setting_title(row: dict[str, Any]) -> str:
+    """The setting of a row in a caption: `small, clean, seed0`."""
+    return setting(row).replace("-", ", ")
+
+
 def result_name(row: dict[str, Any]) -> str:
-    """The file name of a row: `selena`, `selena_w_Diffence` (scenario 1), `selena_w_Diffence_scenario3` ..."""
-    return result_file(row["defense"], row["diffence"]["scenario"] if row["diffence"] else None)
+    """The file name of a row, without a suffix."""
+    return result_file(row["defense"], scenario_of(row))
 
 
 def result_file(defense: str, scenario: str | None) -> str:
-    """The file name of a result; scenario None is without Diffence."""
+    """The file name of a result, without a suffix: `selena` (scenario None, which is without Diffence), `selena_w_Diffence`
+    (scenario 1), `selena_w_Diffence_scenario2`, `selena_w_Diffence_scenario3` or `selena_w_Diffence_average`.
+    """
     if scenario is None:
         return defense
     return f"{defense}_w_Diffence" + ("" if scenario == "1" else "_" + SCENARIO_TITLES[scenario].replace(" ", ""))
 
 
 def write_result(folder: Path, row: dict[str, Any], scores: dict[str, Scores]) -> None:
-    """Write a row's text file, its JSON and, under `scores/`, a .npy [n + m, 2] of score and membership per attack."""
+    """Write the text file and the JSON file of a row, and for each attack a .npy file in `scores/`.
+
+    The array of an attack is float64 [n + m, 2]: a point's score, and 1 for a member or 0 for a non-member. The n members come
+    first.
+    """
     name = result_name(row)
-    for attack, points in scores.items():
-        membership = np.repeat([1.0, 0.0], [*points.scored.map(len)])
-        content = np.stack([np.concatenate([*points.scored]), membership], axis=1)
-        save_array(folder / "scores" / f"{attack}-based-{name}.npy", content)
+    for attack, attack_scores in scores.items():
+        scored = attack_scores.scored
+        membership = np.repeat([1.0, 0.0], [*scored.map(len)])
+        columns = np.stack([np.concatenate([*scored]), membership], axis=1)
+        save_array(folder / "scores" / f"{attack}-based-{name}.npy", columns)
     write_text(folder / name, result_text(row))
     write_json(folder / f"{name}.json", row)
 
 
 def result_text(row: dict[str, Any]) -> str:
-    """The text of Figures 15 and 16, and below it what they leave out."""
+    """The text file of a row: the lines of Figures 15 and 16, then lines on intervals, utility, Diffence, and warnings."""
     name = result_name(row)
     suffix = ".best.pt" if row["protocol"] == "released" else ".pt"
     path = f"./final-all-models/{row['profile']}/seed{row['seed']}/{row['model']}/{row['defense']}{suffix}"
@@ -51,7 +75,7 @@ def result_text(row: dict[str, Any]) -> str:
         "",
         f"====> NN-based attack {path}",
     ]
-    lines += [f"====> {attack}-based-{name}.npy: {_attack_text(row['attacks'][attack], fpr)}" for attack in PRINTED]
+    lines += [f"====> {attack}-based-{name}.npy: {_attack_text(row['attacks'][attack], fpr)}" for attack in PRINTED_ATTACKS]
     lines += [
         f"Best Attack AUC: {row['best']['auc']:.4f}",
         f"Best Attack ACC: {row['best']['accuracy']:.4f}",
@@ -59,7 +83,7 @@ def result_text(row: dict[str, Any]) -> str:
         f"====> gap attack (the floor): {_attack_text(row['attacks']['correctness'], fpr)}",
         f"Protocol {row['protocol']}, seed {row['seed']}, commit {row['commit']}; "
         f"scored {row['scored']['members']} members and {row['scored']['non_members']} non-members",
-        *_trust_text(row, fpr),
+        *_uncertainty_text(row, fpr),
         *_utility_text(row["utility"]),
     ]
     if row["diffence"]:
@@ -76,8 +100,8 @@ def _attack_text(attack: dict[str, Any], fpr: float) -> str:
     )
 
 
-def _trust_text(row: dict[str, Any], fpr: float) -> list[str]:
-    """Intervals, the other thresholds, and what the same harness finds under shuffled membership."""
+def _uncertainty_text(row: dict[str, Any], fpr: float) -> list[str]:
+    """Lines on confidence intervals, accuracies at other thresholds, and the null."""
     best, null = row["best"], row["null"]["best"]
     attack = row["attacks"][best["attack"]]
     rates = [
@@ -92,14 +116,14 @@ def _trust_text(row: dict[str, Any], fpr: float) -> list[str]:
     ]
     if "accuracy_per_class" in best:
         lines.append(f"Best Attack ACC at thresholds per class: {best['accuracy_per_class']:.4f}")
-    found = f"best AUC {null['auc']:.4f}, best ACC {null['accuracy']:.4f}, oracle {null['accuracy_oracle']:.4f}"
-    return [*lines, f"The same under shuffled membership (null): {found}"]
+    null_text = f"best AUC {null['auc']:.4f}, best ACC {null['accuracy']:.4f}, oracle {null['accuracy_oracle']:.4f}"
+    return [*lines, f"The same under shuffled membership (null): {null_text}"]
 
 
 def _utility_text(utility: dict[str, Any]) -> list[str]:
-    kept = "{members:.4f} of members and {non_members:.4f} of non-members".format(**utility["label_agreement"])
+    agreement = "{members:.4f} of members and {non_members:.4f} of non-members".format(**utility["label_agreement"])
     return [
-        f"Labels as without Diffence: {kept}",
+        f"Labels as without Diffence: {agreement}",
         f"Test images: accuracy {utility['accuracy']:.4f}, ECE {utility['ece']:.4f}, NLL {utility['nll']:.4f} nats",
     ]
 
@@ -110,41 +134,48 @@ def _percents(interval: list[float]) -> str:
 
 def _diffence_text(facts: dict[str, Any]) -> list[str]:
     interval = "none" if facts["interval"] is None else "[{:.3f}, {:.3f}]".format(*facts["interval"])
-    sides = "{members} members and {non_members} non-members"
-    drawn = "{members:.2f} a member and {non_members:.2f} a non-member".format(**facts["draws"])
+    counts = "{members} members and {non_members} non-members"
+    draws = "{members:.2f} a member and {non_members:.2f} a non-member".format(**facts["draws"])
     return [
         f"Diffence {SCENARIO_TITLES[facts['scenario']]}: N {facts['n']}, T {facts['t']}, steps {facts['steps']}, "
         f"forward {facts['forward']}, interval of phi {interval}",
-        f"Labels changed: {sides.format(**facts['labels_changed'])}",
-        f"No candidate kept the label: {sides.format(**facts['no_match'])}",
-        f"Candidates when drawn one by one: {drawn}",
+        f"Labels changed: {counts.format(**facts['labels_changed'])}",
+        f"No candidate kept the label: {counts.format(**facts['no_match'])}",
+        f"Candidates when drawn one by one: {draws}",
     ]
 
 
 def read_row(path: Path) -> dict[str, Any]:
-    """A row from its JSON file. A row of version 0.1 does not say its kind; it is inferred from what the row holds."""
+    """Read a row from its JSON file.
+
+    Rows of version 0.1 have no `kind`. It is inferred from their other keys.
+    """
     row = read_json(path, "git checkout results")
     if "kind" not in row:
         row["kind"] = "evaluation" if "best" in row else "repeated_queries" if "runs" in row else "label_only"
     return row
 
 
-def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """What an attacker learns, one line a row, as text.
+def privacy_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """What an attacker learns: a table of text with a line for each row.
 
-    best AUC: the best of the paper's five attacks, with DeLong's 95% interval; best ACC: at thresholds fitted on known
-    points; oracle ACC: at those of the scored points; TPR at the FPR asked: of the attack with the best AUC, with counts; a
-    column for each attack's AUC (loss and confidence rank alike, so confidence is left out); null AUC: the best AUC under
-    shuffled membership.
+    Columns:
+    - best AUC: the largest of the paper's five attacks, with DeLong's 95% interval
+    - best ACC: the largest accuracy of the five, at thresholds that are fitted on the known points
+    - per-class ACC: the same at thresholds for each class, if the row has it
+    - oracle ACC: the same at the best thresholds of the scored points
+    - TPR: that of the attack with the best AUC, at the FPR of the config, with counts
+    - a column for each attack with its AUC; confidence is left out because it ranks points as loss does
+    - null AUC: the largest AUC of the five under shuffled membership
     """
     lines = []
     for row in rows:
         best, attacks = row["best"], row["attacks"]
         rate = attacks[best["attack"]]["tpr_at_fpr"]
-        shown = [*PRINTED, *(name for name in attacks if name not in PRINTED)]
+        ordered = dict.fromkeys([*PRINTED_ATTACKS, *attacks])
         lines.append(
             {
-                **names(row),
+                **name_columns(row),
                 "test acc %": f"{100 * row['accuracy']['non_members']:.1f}",
                 "best AUC [95%]": "{:.3f} [{:.3f}, {:.3f}]".format(best["auc"], *attacks[best["attack"]]["auc_interval"]),
                 "best ACC": f"{best['accuracy']:.3f}",
@@ -153,7 +184,7 @@ def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
                 f"TPR @{100 * row['config']['attack']['fpr']:g}%FPR": (
                     f"{100 * rate['rate']:.1f}% ({rate['hits']}/{rate['positives']})"
                 ),
-                **{name: f"{attacks[name]['auc']:.3f}" for name in shown if name not in ("confidence", "correctness")},
+                **{name: f"{attacks[name]['auc']:.3f}" for name in ordered if name not in ("confidence", "correctness")},
                 "gap floor": f"{row['gap_floor']:.3f}",
                 "null AUC": f"{row['null']['best']['auc']:.3f}",
             }
@@ -162,9 +193,11 @@ def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def utility_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """What a user gets and pays, one line a row, as text.
+    """What a defense means for a user: a table of text with a line for each row.
 
-    delta acc: points of test accuracy gained over the undefended classifier without Diffence, where it is among the rows.
+    Columns:
+    - delta acc: test accuracy minus that of the undefended classifier without Diffence, in points; "-" if that row is missing
+    - labels changed, no match and draws: counts of `diffence_facts` in common/experiments/evaluate.py, of both sides
     """
     rows = list(rows)
     lines = []
@@ -172,7 +205,7 @@ def utility_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
         facts, change = row["diffence"], accuracy_delta(row, rows)
         lines.append(
             {
-                **names(row),
+                **name_columns(row),
                 "test acc %": f"{100 * row['accuracy']['non_members']:.1f}",
                 "delta acc": "-" if change is None else f"{change:+.1f}",
                 "labels changed": "-" if facts is None else str(sum(facts["labels_changed"].values())),
@@ -186,27 +219,30 @@ def utility_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def accuracy_delta(row: dict[str, Any], rows: Iterable[dict[str, Any]]) -> float | None:
-    """Test accuracy over that of the undefended classifier without Diffence among `rows`, in points; None = not there."""
-    for other in rows:
-        if other["defense"] == "undefended" and other["diffence"] is None:
-            return 100 * (row["accuracy"]["non_members"] - other["accuracy"]["non_members"])
+    """Test accuracy minus that of the undefended classifier without Diffence, in points.
+
+    The latter is looked for among `rows`. Returns None if it is not there.
+    """
+    for reference in rows:
+        if reference["defense"] == "undefended" and reference["diffence"] is None:
+            return 100 * (row["accuracy"]["non_members"] - reference["accuracy"]["non_members"])
     return None
 
 
-def names(row: dict[str, Any]) -> dict[str, str]:
-    """What names a row in every table: its defense, and "without" or the scenario of Diffence."""
-    facts = row["diffence"]
-    return {"defense": row["defense"], "Diffence": "without" if facts is None else SCENARIO_TITLES[facts["scenario"]]}
+def name_columns(row: dict[str, Any]) -> dict[str, str]:
+    """The columns that name a row in every table: its defense, and the scenario of Diffence or "without"."""
+    scenario = scenario_of(row)
+    return {"defense": row["defense"], "Diffence": "without" if scenario is None else SCENARIO_TITLES[scenario]}
 
 
-def markdown(rows: Iterable[dict[str, Any]]) -> str:
-    """Both tables as Markdown, and below them the warnings that any of the rows carries."""
+def tables_markdown(rows: Iterable[dict[str, Any]]) -> str:
+    """The privacy table, the utility table and the warnings of the rows, as Markdown."""
     rows = list(rows)
-    return "\n\n".join([as_markdown(table(rows)), as_markdown(utility_table(rows)), *warnings_of(rows)])
+    return "\n\n".join([as_markdown(privacy_table(rows)), as_markdown(utility_table(rows)), *warnings_of(rows)])
 
 
 def warnings_of(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """The warnings that any of the rows carries, each once."""
+    """The warnings of the rows, each once."""
     return list(dict.fromkeys(f"Warning: {sentence}" for row in rows for sentence in row["warnings"]))
 
 

@@ -1,4 +1,4 @@
-"""Draw the candidates of all evaluated images, once for every defense. All logic is in common/diffence/candidates.py."""
+"""Draw the candidates of all evaluated images, once for every defense. The code is in common/diffence/candidates.py."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Train the diffusion model that re-generates images. All logic is in common/diffence/ddpm.py."""
+"""Train the diffusion model that re-generates images. The code is in common/diffence/ddpm.py."""
 
 import sys
 from pathlib import Path

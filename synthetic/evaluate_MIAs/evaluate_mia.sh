@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every attack on a defense (--defense NAME), without and with Diffence. All logic is in common/experiments/evaluate.py. See --help.
+# Attack a classifier under a defense (--defense NAME), without and with Diffence. See --help. The code is in
+# common/experiments/evaluate.py.
 set -euo pipefail
 folder="$(cd "$(dirname "$0")/.." && pwd)"
 source "$folder/../environment.sh"

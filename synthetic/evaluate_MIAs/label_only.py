@@ -1,4 +1,4 @@
-"""The attacks that see labels only (paper Table VI). All logic is in common/experiments/label_only.py."""
+"""Attack a classifier by its labels alone (paper Table VI). The code is in common/experiments/label_only.py."""
 
 import sys
 from pathlib import Path

@@ -1,0 +1,389 @@
+"""The paper's claims: for each, a rule over rows that says whether a setting bears it out.
+
+A rule is a function of `Results` that returns an `Evidence` for every setting with the rows it needs. To add a claim, write a
+rule and an entry of CLAIMS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+SCENARIOS = ("1", "2", "3")
+REDUCTIONS = {
+    "undefended": 0.140,
+    "hamp": 0.144,
+    "relaxloss": 0.114,
+    "selena": 0.100,
+}  # of the AUC in scenario 1, Section IV-B1
+
+Rows = dict[tuple[str, str | None], dict[str, Any]]  # by defense and scenario; None is without Diffence
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one setting shows: where, the figures, and whether they meet the claim's rule."""
+
+    where: str
+    figures: str
+    holds: bool
+
+
+@dataclass
+class Results:
+    """Rows by what rules ask for. Keys of `evaluations` and `with_shadows` are settings such as "cifar10, small"."""
+
+    evaluations: dict[str, Rows] = field(default_factory=dict)
+    with_shadows: dict[str, Rows] = field(default_factory=dict)  # evaluations with LiRA and RMIA
+    by_kind: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # rows of further experiments
+
+
+Rule = Callable[[Results], list[Evidence]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper in our words, and how it is judged.
+
+    test: the rule in words. command: what makes the rows where there are none. untestable: why no row can be made here; such a
+    claim has no rule.
+    """
+
+    title: str
+    section: str
+    test: str
+    rule: Rule | None = None
+    command: str = "bash all-train-all.sh --datasets cifar10 --profile narrow"
+    untestable: str = ""
+
+
+def auc_text(row: dict[str, Any]) -> str:
+    """The best AUC of a row, with its interval."""
+    low, high = row["attacks"][row["best"]["attack"]]["auc_interval"]
+    return f"{row['best']['auc']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def defenses_with(rows: Rows, *scenarios: str | None) -> list[str]:
+    """The defenses of which a setting has rows without Diffence and in all of `scenarios`."""
+    names = dict.fromkeys(defense for defense, _ in rows)
+    return [name for name in names if all((name, scenario) in rows for scenario in (None, *scenarios))]
+
+
+def labels_stay(results: Results) -> list[Evidence]:
+    evidence = []
+    for where, rows in results.evaluations.items():
+        changed = [row["diffence"]["labels_changed"] for (_, scenario), row in rows.items() if scenario in SCENARIOS]
+        if changed:
+            total = sum(count for counts in changed for count in counts.values())
+            evidence.append(Evidence(where, f"{total} labels changed in {len(changed)} rows", total == 0))
+    return evidence
+
+
+def auc_falls(scenario: str) -> Callable[[Results], list[Evidence]]:
+    """The best AUC falls in `scenario` for every defense."""
+
+    def find(results: Results) -> list[Evidence]:
+        evidence = []
+        for where, rows in results.evaluations.items():
+            names = defenses_with(rows, scenario)
+            fallen = [name for name in names if rows[name, scenario]["best"]["auc"] < rows[name, None]["best"]["auc"]]
+            figures = "; ".join(f"{name} {auc_text(rows[name, None])} -> {auc_text(rows[name, scenario])}" for name in names)
+            if names:
+                evidence.append(
+                    Evidence(where, f"{len(fallen)} of {len(names)} defenses ({figures})", len(fallen) == len(names))
+                )
+        return evidence
+
+    return find
+
+
+def scenarios_in_order(results: Results) -> list[Evidence]:
+    evidence = []
+    for where, rows in results.evaluations.items():
+        names = defenses_with(rows, *SCENARIOS)
+        if names:
+            mean = {one: sum(rows[name, one]["best"]["auc"] for name in names) / len(names) for one in SCENARIOS}
+            figures = f"mean over {len(names)} defenses: " + ", ".join(
+                f"scenario {one} {mean[one]:.3f}" for one in ("1", "3", "2")
+            )
+            evidence.append(Evidence(where, figures, mean["1"] < mean["3"] < mean["2"]))
+    return evidence
+
+
+def auc_falls_by(results: Results) -> list[Evidence]:
+    evidence = []
+    for where, rows in results.evaluations.items():
+        for name in defenses_with(rows, "1"):
+            if name in REDUCTIONS:
+                fall = 1 - rows[name, "1"]["best"]["auc"] / rows[name, None]["best"]["auc"]
+                figures = f"{100 * fall:.1f}% (the paper's average: {100 * REDUCTIONS[name]:.1f}%)"
+                evidence.append(Evidence(f"{where}, {name}", figures, fall >= REDUCTIONS[name] / 2))
+    return evidence
+
+
+def confidences_alike(results: Results) -> list[Evidence]:
+    evidence = []
+    for where, rows in results.evaluations.items():
+        if "undefended" in defenses_with(rows, "1"):
+            before, after = (rows["undefended", one]["attacks"]["entropy"]["auc"] for one in (None, "1"))
+            evidence.append(Evidence(where, f"{before:.3f} -> {after:.3f}", abs(after - 0.5) <= abs(before - 0.5) / 2))
+    return evidence
+
+
+def calibration_stays(results: Results) -> list[Evidence]:
+    evidence = []
+    for where, rows in results.evaluations.items():
+        if "undefended" in defenses_with(rows, *SCENARIOS):
+            before, *after = (rows["undefended", one]["utility"]["ece"] for one in (None, *SCENARIOS))
+            figures = f"ECE {before:.3f}, in scenarios 1, 2 and 3 {', '.join(f'{one:.3f}' for one in after)}"
+            evidence.append(Evidence(where, figures, all(abs(one - before) <= 0.02 for one in after)))
+    return evidence
+
+
+def compare(
+    first: str, second: str, what: str, value: Callable[[dict[str, Any]], float], rule: Callable[[float, float], bool]
+) -> Callable[[Results], list[Evidence]]:
+    """Compare a number of two defenses, both without Diffence."""
+
+    def find(results: Results) -> list[Evidence]:
+        evidence = []
+        for where, rows in results.evaluations.items():
+            if (first, None) in rows and (second, None) in rows:
+                a, b = (value(rows[name, None]) for name in (first, second))
+                evidence.append(Evidence(where, f"{what} of {first} {a:.3f}, of {second} {b:.3f}", rule(a, b)))
+        return evidence
+
+    return find
+
+
+def best_auc(row: dict[str, Any]) -> float:
+    """The best AUC of a row."""
+    return float(row["best"]["auc"])
+
+
+def low_rates_halve(rate: str, title: str) -> Callable[[Results], list[Evidence]]:
+    """The largest TPR, or TNR, of any attack with shadow models among them at least halves in scenario 3."""
+
+    def find(results: Results) -> list[Evidence]:
+        evidence = []
+        for where, rows in results.with_shadows.items():
+            for name in defenses_with(rows, "3"):
+                most = [max(attack[rate]["rate"] for attack in rows[name, one]["attacks"].values()) for one in (None, "3")]
+                figures = f"largest {title} {100 * most[0]:.1f}% -> {100 * most[1]:.1f}%"
+                evidence.append(Evidence(f"{where}, {name}", figures, most[1] <= most[0] / 2))
+        return evidence
+
+    return find
+
+
+def gap_attack_stays(results: Results) -> list[Evidence]:
+    evidence = []
+    for where, rows in results.evaluations.items():
+        names = defenses_with(rows, *SCENARIOS)
+        same = [name for name in names if len({rows[name, one]["gap_floor"] for one in (None, *SCENARIOS)}) == 1]
+        if names:
+            figures = f"the same AUC of the gap attack with and without Diffence on {len(same)} of {len(names)} defenses"
+            evidence.append(Evidence(where, figures, len(same) == len(names)))
+    return evidence
+
+
+def label_only_countered(results: Results) -> list[Evidence]:
+    evidence = []
+    rows = {
+        (row["dataset"], row["profile"], row["defense"]): row for row in results.by_kind["label_only"] if not row["diffence"]
+    }
+    for (dataset, profile, defense), row in rows.items():
+        plain = rows.get((dataset, profile, "undefended"))
+        if defense in ("selena", "hamp") and plain:
+            before, after = (one["attacks"]["boundary"] for one in (plain, row))
+            figures = f"boundary attack: AUC {before['auc']:.3f} on the undefended classifier, {after['auc']:.3f} on {defense}"
+            evidence.append(Evidence(f"{dataset}, {profile}", figures, after["auc_interval"][1] < before["auc"]))
+    return evidence
+
+
+def selena_is_best(results: Results) -> list[Evidence]:
+    evidence = []
+    kept = ("undefended", "hamp", "relaxloss", "memguard", "selena")
+    for where, rows in results.evaluations.items():
+        names = [name for name in defenses_with(rows, "1") if name in kept]
+        if "selena" in names and len(names) > 2:
+            lowest = min(names, key=lambda name: rows[name, "1"]["best"]["auc"])
+            figures = ", ".join(f"{name} {rows[name, '1']['best']['auc']:.3f}" for name in names)
+            evidence.append(Evidence(where, figures, lowest == "selena"))
+    return evidence
+
+
+def dpsgd_costs_most(results: Results) -> list[Evidence]:
+    evidence = []
+    for where, rows in results.evaluations.items():
+        accuracy = {name: row["accuracy"]["non_members"] for (name, scenario), row in rows.items() if scenario is None}
+        published = {name: value for name, value in accuracy.items() if name != "dpsgd-private"}
+        if "dpsgd" in published and len(published) > 3:
+            figures = ", ".join(f"{name} {100 * value:.1f}%" for name, value in published.items())
+            evidence.append(Evidence(where, figures, min(published, key=published.__getitem__) == "dpsgd"))
+    return evidence
+
+
+def divergence_predicts_auc(results: Results) -> list[Evidence]:
+    return [
+        Evidence(
+            f"{row['dataset']}, {row['profile']}, {row['defense']}",
+            f"Spearman's rank correlation {row['rank_correlation']['js_and_auc']:.2f} over {len(row['intervals'])} intervals",
+            row["rank_correlation"]["js_and_auc"] >= 0.3,
+        )
+        for row in results.by_kind["intervals"]
+    ]
+
+
+def later_draws_rarely_hit(results: Results) -> list[Evidence]:
+    evidence = []
+    for row in results.by_kind["intervals"]:
+        hits = {draws["share"]: draws["later_hits"] for draws in row["draws"] if draws["later_hits"] is not None}
+        figures = ", ".join(f"{100 * hit:.0f}% for an interval of {100 * share:.0f}%" for share, hit in hits.items())
+        where = f"{row['dataset']}, {row['profile']}, {row['defense']}, N = {row['n']}"
+        evidence.append(Evidence(where, figures, all(hit < 0.5 for hit in hits.values())))
+    return evidence
+
+
+INTERVALS = "python cifar10/evaluate_MIAs/intervals.py --defense undefended --profile narrow"
+SHADOWS = "bash all-train-all.sh --datasets cifar10 --profile small --defenses undefended --shadows 16"
+
+CLAIMS = (
+    Claim(
+        "Diffence changes no predicted label",
+        "Section III-B, Table III",
+        "No scored label changes in scenarios 1 to 3.",
+        labels_stay,
+    ),
+    Claim(
+        "In scenario 1 Diffence lowers the attack AUC for every defense",
+        "Section IV-B1, Figure 5",
+        "The best AUC falls for every defense of the setting.",
+        auc_falls("1"),
+    ),
+    Claim(
+        "In scenario 2 Diffence lowers the attack AUC for every defense",
+        "Section IV-B1; in Table III not for AdvReg and DP-SGD",
+        "The best AUC falls for every defense of the setting.",
+        auc_falls("2"),
+    ),
+    Claim(
+        "In scenario 3 Diffence lowers the attack AUC for every defense",
+        "Section IV-B1, Table III",
+        "The best AUC falls for every defense of the setting.",
+        auc_falls("3"),
+    ),
+    Claim(
+        "Scenario 1 protects better than scenario 3, and scenario 3 better than scenario 2",
+        "Table III",
+        "The best AUC, averaged over the defenses, is lowest in scenario 1 and highest in scenario 2.",
+        scenarios_in_order,
+    ),
+    Claim(
+        "In scenario 1 the attack AUC falls by a tenth and more",
+        "Section IV-B1: 14.0% on the undefended classifier, 14.4% on HAMP, 11.4% on RelaxLoss, 10.0% on SELENA",
+        "The relative fall is at least half of the paper's average.",
+        auc_falls_by,
+    ),
+    Claim(
+        "Diffence makes the confidences of members and non-members alike",
+        "Section III-B, Figures 3 and 4",
+        "On the undefended classifier, the AUC of the entropy attack, which does not look at the label, comes at least twice as "
+        "close to .5 in scenario 1.",
+        confidences_alike,
+    ),
+    Claim(
+        "Diffence leaves confidences as well calibrated as they were",
+        "Section IV-B2, Figure 6",
+        "On the undefended classifier, the ECE changes by at most .02 in every scenario.",
+        calibration_stays,
+    ),
+    Claim(
+        "HAMP's confidences are much worse calibrated than those of no defense",
+        "Section IV-B2: an ECE that is 222% higher",
+        "HAMP's ECE is at least 1.5 times that of the undefended classifier.",
+        compare("hamp", "undefended", "ECE", lambda row: float(row["utility"]["ece"]), lambda a, b: a >= 1.5 * b),
+    ),
+    Claim(
+        "In scenario 3 the TPR at 0.1% FPR falls by more than half",
+        "Section IV-B3, Figure 7: by 63.9% on the undefended classifier on SVHN",
+        "The largest TPR of any attack, LiRA and RMIA among them, at least halves.",
+        low_rates_halve("tpr_at_fpr", "TPR"),
+        SHADOWS,
+    ),
+    Claim(
+        "In scenario 3 the TNR at 0.1% FNR falls by more than half",
+        "Section IV-B3, Figure 7: by 56.8% on the undefended classifier on SVHN",
+        "The largest TNR of any attack, LiRA and RMIA among them, at least halves.",
+        low_rates_halve("tnr_at_fnr", "TNR"),
+        SHADOWS,
+    ),
+    Claim(
+        "Diffence does not defend against attacks that see labels alone",
+        "Appendix A-B",
+        "The gap attack has the same AUC with and without Diffence.",
+        gap_attack_stays,
+    ),
+    Claim(
+        "SELENA and HAMP counter label-only attacks",
+        "Section IV-A, Appendix A-B",
+        "The 95% interval of the boundary attack's AUC on the defense lies below its AUC on the undefended classifier.",
+        label_only_countered,
+        "python cifar10/evaluate_MIAs/label_only.py --defense hamp --profile small",
+    ),
+    Claim(
+        "HAMP alone leaves the classifier about as exposed as no defense",
+        "Table III",
+        "The best AUCs differ by at most .03.",
+        compare("hamp", "undefended", "best AUC", best_auc, lambda a, b: abs(a - b) <= 0.03),
+    ),
+    Claim(
+        "AdvReg alone protects well",
+        "Table III",
+        "The best AUC is at least .05 below that of the undefended classifier.",
+        compare("advreg", "undefended", "best AUC", best_auc, lambda a, b: a <= b - 0.05),
+    ),
+    Claim(
+        "Of the defenses that keep accuracy, SELENA under Diffence leaks least",
+        "Section IV-B1, Table III",
+        "In scenario 1 it has the lowest best AUC of undefended, HAMP, RelaxLoss, MemGuard and SELENA.",
+        selena_is_best,
+    ),
+    Claim(
+        "DP-SGD costs more accuracy than any other defense",
+        "Table III",
+        "It has the lowest test accuracy of the paper's defenses.",
+        dpsgd_costs_most,
+    ),
+    Claim(
+        "The smaller the Jensen-Shannon divergence of an interval, the better it protects",
+        "Section IV-C1, Figure 9",
+        "Over all intervals, the rank correlation of divergence and attack AUC is at least .3.",
+        divergence_predicts_auc,
+        INTERVALS,
+    ),
+    Claim(
+        "A sample that misses the interval at first rarely hits it later",
+        "Section IV-C1, Figure 10",
+        "Of the images whose first candidate misses, fewer than half hit the interval with a later one, for every interval.",
+        later_draws_rarely_hit,
+        INTERVALS,
+    ),
+    Claim(
+        "Averaged predictions of a stronger diffusion model are more accurate",
+        "Appendix A-C, Table VII: a diffusion model trained on all 50,000 training images",
+        "The test accuracy of averaged predictions is higher than without Diffence.",
+        untestable="The profiles train the diffusion model on the members alone.",
+    ),
+    Claim(
+        "A query takes 57 ms more than without Diffence, and less than a query of MemGuard",
+        "Section V-A, Table V",
+        "Paired times on one GPU.",
+        untestable="No GPU was at hand.",
+    ),
+    Claim(
+        "A public diffusion model trained on ImageNet protects too",
+        "Section IV-B5, Figures 8, 13 and 14",
+        "The best AUC falls with that model.",
+        untestable="Its weights could not be downloaded.",
+    ),
+)

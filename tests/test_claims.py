@@ -1,0 +1,138 @@
+"""The paper's claims: verdicts follow from the evidence, rules tell rows apart, and no claim lacks its rows."""
+
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from common.report import claim_rules as rules
+from common.report.claim_rules import CLAIMS, Claim, Evidence, Results
+from common.report.claims import claims_page, evidence_for, load_results, verdict
+
+MET, MISSED = Evidence("here", "1", True), Evidence("there", "0", False)
+DIFFENCE_CLAIM = Claim("a claim", "Section I", "A test.", lambda results: [])
+
+
+@pytest.mark.parametrize(
+    ("evidence", "expected"),
+    [
+        ([], "not measured yet"),
+        ([MET, MET], "holds"),
+        ([MET, MISSED], "holds in part"),
+        ([MISSED], "does not hold here"),
+    ],
+)
+def test_the_verdict_follows_from_the_evidence(evidence: list[Evidence], expected: str) -> None:
+    assert verdict(DIFFENCE_CLAIM, evidence) == expected
+
+
+def test_an_untestable_claim_has_no_rule_and_says_why() -> None:
+    for claim in CLAIMS:
+        assert (claim.rule is None) == bool(claim.untestable), claim.title
+        assert (verdict(claim, []) == "cannot be tested here") == bool(claim.untestable)
+
+
+def row(auc: float = 0.8, floor: float = 0.6, changed: int = 0, scenario: str | None = None, **more: Any) -> dict[str, Any]:
+    """A row with the best AUC and whatever else a rule reads."""
+    return {
+        "best": {"attack": "nn", "auc": auc},
+        "attacks": {"nn": {"auc": auc, "auc_interval": [auc - 0.02, auc + 0.02]}, "entropy": {"auc": auc}},
+        "gap_floor": floor,
+        "accuracy": {"non_members": 0.5},
+        "utility": {"ece": 0.1},
+        "diffence": scenario and {"scenario": scenario, "labels_changed": {"members": changed, "non_members": 0}},
+    } | more
+
+
+def setting(**aucs: list[float]) -> Results:
+    """One setting: for each defense the best AUC without Diffence and in scenarios 1, 2 and 3."""
+    rows = {
+        (defense, scenario): row(auc, scenario=scenario)
+        for defense, values in aucs.items()
+        for scenario, auc in zip((None, "1", "2", "3"), values, strict=True)
+    }
+    return Results({"cifar10, small": rows})
+
+
+def holds(rule: rules.Rule, results: Results) -> list[bool]:
+    return [one.holds for one in rule(results)]
+
+
+def test_a_fall_of_the_auc_is_a_fall_for_every_defense() -> None:
+    results = setting(undefended=[0.8, 0.7, 0.7, 0.7], hamp=[0.8, 0.7, 0.81, 0.8])
+    assert [holds(rules.auc_falls(scenario), results) for scenario in ("1", "2", "3")] == [[True], [False], [False]]
+
+
+def test_the_order_of_scenarios_is_that_of_the_mean() -> None:
+    """Means .65, .75 and .70; then scenario 2 below scenario 3."""
+    assert holds(rules.scenarios_in_order, setting(undefended=[0.9, 0.6, 0.7, 0.7], hamp=[0.9, 0.7, 0.8, 0.7])) == [True]
+    assert holds(rules.scenarios_in_order, setting(undefended=[0.9, 0.6, 0.65, 0.7])) == [False]
+
+
+def test_half_of_the_papers_fall_is_enough() -> None:
+    """7% on the undefended classifier, 5% on SELENA."""
+    assert holds(rules.auc_falls_by, setting(undefended=[1.0, 0.929, 1, 1], selena=[1.0, 0.949, 1, 1])) == [True, True]
+    assert holds(rules.auc_falls_by, setting(undefended=[1.0, 0.94, 1, 1], selena=[1.0, 0.96, 1, 1])) == [False, False]
+
+
+def test_a_single_changed_label_is_a_change() -> None:
+    results = setting(undefended=[0.8, 0.7, 0.7, 0.7])
+    assert holds(rules.labels_stay, results) == [True]
+    results.evaluations["cifar10, small"]["undefended", "2"] = row(changed=1, scenario="2")
+    assert holds(rules.labels_stay, results) == [False]
+
+
+def test_confidences_are_alike_when_the_entropy_attack_loses_half() -> None:
+    assert holds(rules.confidences_alike, setting(undefended=[0.8, 0.65, 0.7, 0.7])) == [True]
+    assert holds(rules.confidences_alike, setting(undefended=[0.8, 0.66, 0.7, 0.7])) == [False]
+
+
+@pytest.mark.parametrize(("ece", "expected"), [(0.115, True), (0.125, False), (0.075, False)])
+def test_calibration_stays_within_two_hundredths(ece: float, expected: bool) -> None:
+    results = setting(undefended=[0.8, 0.7, 0.7, 0.7])
+    results.evaluations["cifar10, small"]["undefended", "3"]["utility"]["ece"] = ece
+    assert holds(rules.calibration_stays, results) == [expected]
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.05, True), (0.06, False)])
+def test_low_rates_are_those_of_the_best_attack(rate: float, expected: bool) -> None:
+    def attacks(*rates: float) -> dict[str, Any]:
+        return {str(i): {"tpr_at_fpr": {"rate": one}} for i, one in enumerate(rates)}
+
+    rows = {
+        ("hamp", None): row(attacks=attacks(0.02, 0.10)),
+        ("hamp", "3"): row(scenario="3", attacks=attacks(rate, 0.01)),
+    }
+    assert holds(rules.low_rates_halve("tpr_at_fpr", "TPR"), Results(with_shadows={"cifar10, small": rows})) == [expected]
+
+
+def test_selena_leaks_least_or_not() -> None:
+    others = {"hamp": [0.9, 0.7, 0.7, 0.7], "relaxloss": [0.9, 0.65, 0.7, 0.7], "dpsgd": [0.6, 0.5, 0.5, 0.5]}
+    assert holds(rules.selena_is_best, setting(selena=[0.7, 0.6, 0.6, 0.6], **others)) == [True]
+    assert holds(rules.selena_is_best, setting(selena=[0.7, 0.68, 0.6, 0.6], **others)) == [False]
+
+
+def test_intervals_are_judged_by_rank_correlation_and_by_later_hits() -> None:
+    def intervals(correlation: float, later: float) -> Results:
+        draws = [{"share": 0.5, "later_hits": later}, {"share": 0.9, "later_hits": None}]
+        facts = {"dataset": "cifar10", "profile": "small", "defense": "undefended", "n": 30, "intervals": []}
+        return Results(by_kind={"intervals": [facts | {"rank_correlation": {"js_and_auc": correlation}, "draws": draws}]})
+
+    assert holds(rules.divergence_predicts_auc, intervals(0.31, 0)) == [True]
+    assert holds(rules.divergence_predicts_auc, intervals(-0.9, 0)) == [False]
+    assert holds(rules.later_draws_rarely_hit, intervals(0, 0.49)) == [True]
+    assert holds(rules.later_draws_rarely_hit, intervals(0, 0.51)) == [False]
+
+
+def test_no_claim_with_a_rule_lacks_rows() -> None:
+    """Should the rows of a claim get lost, this fails; that docs/claims.md is not stale, test_tables.py shows."""
+    results = load_results(ROOT)
+    lacking = [claim.title for claim in CLAIMS if claim.rule and not evidence_for(claim, results)]
+    assert lacking == []
+
+
+def test_the_page_has_every_claim_with_its_verdict() -> None:
+    page = claims_page(ROOT)
+    for number, claim in enumerate(CLAIMS, start=1):
+        assert f"[{number}. {claim.title}](#claim-{number})" in page
+    assert page.count("\nVerdict: **") == len(CLAIMS)
