@@ -115,7 +115,7 @@ def test_selena_leaks_least_or_not() -> None:
 def test_intervals_are_judged_by_rank_correlation_and_by_later_hits() -> None:
     def intervals(correlation: float, later: float) -> Results:
         draws = [{"share": 0.5, "later_hits": later}, {"share": 0.9, "later_hits": None}]
-        facts = {"dataset": "cifar10", "profile": "small", "defense": "undefended", "n": 30, "intervals": []}
+        facts = {"dataset": "cifar10", "profile": "small", "defense": "undefended", "n": 30, "t": 160, "intervals": []}
         return Results(by_kind={"intervals": [facts | {"rank_correlation": {"js_and_auc": correlation}, "draws": draws}]})
 
     assert holds(rules.divergence_predicts_auc, intervals(0.31, 0)) == [True]

@@ -32,8 +32,8 @@ from common.diffence import ddpm
 from common.diffence.protect import ProtectedClassifier
 from common.metrics.privacy import auc
 from common.pair import Pair
-from common.report.load import load_rows
-from common.report.paper import PAPER_DEFENSES, paper_table
+from common.report.load import load_rows, rows_of_kind
+from common.report.paper import PAPER_DEFENSES, paper_lines, paper_table
 from common.report.rows import name_columns
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
@@ -479,3 +479,40 @@ def test_what_eager_and_lazy_save() -> None:
     for batch in (1, 10):
         for way in ("eager", "lazy"):
             assert runs["bfloat16", batch][f"{way}_cpu_s"] < runs["float32", batch][f"{way}_cpu_s"]
+
+
+# the paper's partition
+
+
+def test_the_narrow_profile_lands_where_the_paper_is() -> None:
+    narrow, small = (by_name("cifar10", f"{profile}-clean-seed0") for profile in ("narrow", "small"))
+    (paper,) = (line["auc"] / 100 for key, line in paper_lines(ROOT).items() if key == ("undefended", "without"))
+    without = narrow["undefended", None]
+    assert without["config"]["data"]["members"] == 25_000
+    assert abs(without["best"]["auc"] - paper) < 0.03
+    assert small["undefended", None]["best"]["auc"] > paper + 0.1
+    for scenario in ("1", "2", "3"):
+        row = narrow["undefended", scenario]
+        assert row["best"]["auc"] < without["best"]["auc"] - 0.1
+        assert abs(row["best"]["auc"] - row["gap_floor"]) < 0.03
+        assert row["diffence"]["labels_changed"] == {"members": 0, "non_members": 0}
+    aucs = [narrow["undefended", scenario]["best"]["auc"] for scenario in ("1", "2", "3")]
+    low, high = narrow["undefended", "1"]["attacks"][narrow["undefended", "1"]["best"]["attack"]]["auc_interval"]
+    assert max(aucs) - min(aucs) < high - low
+
+
+def test_hamp_exceeds_the_undefended_classifier_by_less_with_more_members() -> None:
+    excess = {}
+    for profile in ("narrow", "small"):
+        rows = by_name("cifar10", f"{profile}-clean-seed0")
+        excess[profile] = rows["hamp", None]["best"]["auc"] - rows["undefended", None]["best"]["auc"]
+    assert 0 < excess["narrow"] < excess["small"]
+    narrow = by_name("cifar10", "narrow-clean-seed0")
+    assert narrow["hamp", None]["accuracy"]["non_members"] >= narrow["undefended", None]["accuracy"]["non_members"]
+
+
+def test_the_choice_of_the_interval_hardly_matters_at_the_paper_s_partition() -> None:
+    (row,) = (row for row in rows_of_kind(ROOT, "intervals") if (row["profile"], row["defense"]) == ("narrow", "undefended"))
+    assert len(row["intervals"]) == 210
+    assert abs(row["rank_correlation"]["js_and_auc"]) < 0.1
+    assert all(draws["later_hits"] > 0.5 for draws in row["draws"])

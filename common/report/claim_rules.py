@@ -226,7 +226,7 @@ def dpsgd_costs_most(results: Results) -> list[Evidence]:
 def divergence_predicts_auc(results: Results) -> list[Evidence]:
     return [
         Evidence(
-            f"{row['dataset']}, {row['profile']}, {row['defense']}",
+            f"{row['dataset']}, {row['profile']}, {row['defense']}, N = {row['n']}, T = {row['t']}",
             f"Spearman's rank correlation {row['rank_correlation']['js_and_auc']:.2f} over {len(row['intervals'])} intervals",
             row["rank_correlation"]["js_and_auc"] >= 0.3,
         )
@@ -239,7 +239,7 @@ def later_draws_rarely_hit(results: Results) -> list[Evidence]:
     for row in results.by_kind["intervals"]:
         hits = {draws["share"]: draws["later_hits"] for draws in row["draws"] if draws["later_hits"] is not None}
         figures = ", ".join(f"{100 * hit:.0f}% for an interval of {100 * share:.0f}%" for share, hit in hits.items())
-        where = f"{row['dataset']}, {row['profile']}, {row['defense']}, N = {row['n']}"
+        where = f"{row['dataset']}, {row['profile']}, {row['defense']}, N = {row['n']}, T = {row['t']}"
         evidence.append(Evidence(where, figures, all(hit < 0.5 for hit in hits.values())))
     return evidence
 
@@ -287,8 +287,8 @@ CLAIMS = (
     Claim(
         "Diffence makes the confidences of members and non-members alike",
         "Section III-B, Figures 3 and 4",
-        "On the undefended classifier, the AUC of the entropy attack, which does not look at the label, comes at least twice as "
-        "close to .5 in scenario 1.",
+        "On the undefended classifier, the AUC of the entropy attack, which does not look at the label, comes at least twice "
+        "as close to .5 in scenario 1.",
         confidences_alike,
     ),
     Claim(
@@ -356,15 +356,16 @@ CLAIMS = (
     ),
     Claim(
         "The smaller the Jensen-Shannon divergence of an interval, the better it protects",
-        "Section IV-C1, Figure 9",
+        "Section IV-C1, Figure 9 (T = 40, N = 50)",
         "Over all intervals, the rank correlation of divergence and attack AUC is at least .3.",
         divergence_predicts_auc,
         INTERVALS,
     ),
     Claim(
         "A sample that misses the interval at first rarely hits it later",
-        "Section IV-C1, Figure 10",
-        "Of the images whose first candidate misses, fewer than half hit the interval with a later one, for every interval.",
+        "Section IV-C1, Figure 10 (T = 100)",
+        "Of the images whose first candidate misses, fewer than half hit the interval with a later one, for every interval. "
+        "A candidate that loses the label misses.",
         later_draws_rarely_hit,
         INTERVALS,
     ),

@@ -19,7 +19,7 @@ downloaded."""
 
 
 def load_results(root: Path) -> Results:
-    """The rows under `root`/results that rules look at: seed 0, protocol clean, and no setting changed but the shadow models."""
+    """The rows under `root`/results with seed 0, protocol clean, and no setting changed but the number of shadow models."""
     results = Results()
     for row in rows_of_kind(root, "evaluation"):
         shadows = row["config"]["attack"]["shadows"]

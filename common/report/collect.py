@@ -50,4 +50,4 @@ def pack_scores(row: Path, target: Path) -> None:
         attack = path.name.removesuffix(f"-based-{row.stem}.npy")
         arrays |= {attack: scores.astype(np.float32), f"{attack} members": np.array(int(membership.sum()))}
     if arrays:
-        atomic_write(target, lambda file: np.savez_compressed(file, **arrays))
+        atomic_write(target, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
