@@ -96,6 +96,28 @@ def test_a_constant_classifier_fails_at_the_diameter_of_the_pixel_box() -> None:
     found = attack(model, random_images(5, 4), torch.tensor([0, 0, 1, 0, 0]))
     np.testing.assert_allclose(found.distances, [48**0.5, 48**0.5, 0, 48**0.5, 48**0.5])
     assert found.failed.tolist() == [True, True, False, True, True]
+    assert found.failed.dtype == bool
+
+
+def test_the_search_begins_at_the_nearest_image_with_another_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three images the nearest with another label lies straight behind the boundary: one step finds the distance."""
+    monkeypatch.setattr(common.attacks.boundary, "NOISE_STARTS", 0)
+    model, image = Linear(random_weights(2, 48)), random_images(1, 4).double()
+    label = predicted(model, image)
+    distance = model.distances(image)[0, label, 1 - label].item()
+    normal = torch.nn.functional.normalize((model.weights[1 - label] - model.weights[label]).flatten(), dim=0).view(1, 3, 4, 4)
+    near, far, same = image + 1.02 * distance * normal, image + 1.5 * distance * normal, image + 0.5 * distance * normal
+    assert 0 < distance < 0.3
+    assert predicted(model, torch.cat([near, far, same])).tolist() == [1 - label, 1 - label, label]
+    starts = torch.cat([far, same, near]).float()
+    found = boundary_distances(model, image.float(), label, steps=1, seed=0, device=CPU, starts=starts)
+    assert found.distances[0] == pytest.approx(distance, rel=0.02)
+
+
+def test_a_label_is_a_one_hot_row_over_all_classes() -> None:
+    white = torch.ones(2, 3, 6, 6)
+    assert LabelOnly(Bright(0, 0))(torch.cat([white, 0 * white])).tolist() == [[0, 1]] * 2 + [[1, 0]] * 2
+    assert LabelOnly(Bright(0, 0))(0 * white).tolist() == [[1, 0]] * 2
 
 
 def test_more_steps_are_never_worse() -> None:

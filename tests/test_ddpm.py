@@ -1,5 +1,6 @@
 """Training the diffusion model: the loss falls, a killed run ends the same, the average is saved, refusals, the picture."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,15 @@ def test_the_average_of_the_weights_is_saved(tmp_path: Path, monkeypatch: pytest
         average = decay * average + (1 - decay) * weights_then
     torch.testing.assert_close(flat(load_unet(run)), average, atol=1e-6, rtol=0)
     assert (average - path[-1]).abs().max() > 1e-4
+
+
+def test_the_reconstructor_is_that_of_the_config_and_of_the_seed(tmp_path: Path) -> None:
+    run = make_run(tmp_path, seed=5, steps=1, bf16=True)
+    run = replace(run, config=replace(run.config, diffence=Diffence(t=90, steps=3, forward="released")))
+    train_ddpm(run, examples(20))
+    for used in (run, replace(run, seed=77, shadow=(0, 5))):  # a shadow model's candidates are those of its target
+        made = load_reconstructor(used)
+        assert (made.t, made.steps, made.rule, made.seed, made.bf16) == (90, [90, 60, 30, 0], "released", 5, True)
 
 
 # Refusals

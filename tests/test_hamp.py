@@ -92,6 +92,12 @@ def test_the_released_search_moves_at_least_one_step() -> None:
     assert torch.equal(hamp.soft_labels(10, 0.0, "exact"), torch.eye(10))
 
 
+def test_a_gamma_that_no_step_of_the_search_reaches_is_refused() -> None:
+    """Seven classes: 1/7 is no multiple of 0.01, and the entropy nearest to uniform falls short of .999999 log 7."""
+    with pytest.raises(UserError, match=r"gamma = 0.999999 leaves no lead to the true class among 7 classes"):
+        hamp.soft_labels(7, 0.999999)
+
+
 def test_a_true_class_without_lead_is_refused() -> None:
     with pytest.raises(UserError, match=r"gamma = 0.9999 leaves no lead to the true class among 10 classes"):
         hamp.top_probability(10, 0.9999)

@@ -161,6 +161,13 @@ def test_known_points_are_split_without_overlap() -> None:
     assert not np.array_equal(rejoined, known.members.logits)  # shuffled before it is cut
 
 
+@pytest.mark.parametrize(("held_out", "held"), [(0.01, 1), (0.5, 5), (0.99, 9)])
+def test_both_parts_of_the_known_points_have_one_of_each_kind(held_out: float, held: int) -> None:
+    train, judge = nn.split_known(Pair(planted(10, 0, 0), planted(10, 0, 1)), held_out, torch.Generator().manual_seed(0))
+    assert [len(side) for side in (judge.members, judge.non_members)] == [held, held]
+    assert [len(side) for side in (train.members, train.non_members)] == [10 - held, 10 - held]
+
+
 def test_nn_refuses() -> None:
     ten, nine = planted(10, 0, seed=80), planted(9, 0, seed=81)
     for known in (Pair(ten, nine), Pair(nine, ten)):

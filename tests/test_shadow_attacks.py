@@ -25,10 +25,18 @@ from common.experiments import shadow_scores as shadow_attacks
 from common.experiments.collect import collect
 from common.experiments.shadow_models import train_shadow
 from common.experiments.shadow_scores import Queries, model_phi
+from common.files import save_checkpoint
 from common.metrics.privacy import Floats, phi
 from common.pair import Pair
 from common.run import Run
-from common.training.targets import load_target, target_classifier
+from common.training.targets import load_target, model_path, target_classifier
+
+
+def test_queries_name_side_position_and_view() -> None:
+    """Even for members and odd for non-members; 2^40 more for mirrored images."""
+    assert query_ids("members", [0, 3]).tolist() == [0, 6]
+    assert query_ids("non_members", range(2)).tolist() == [1, 3]
+    assert query_ids("non_members", [3], mirrored=True).tolist() == [7 + 2**40]
 
 
 def test_stored_candidates_are_those_that_were_drawn(copied_drawn: Path, tiny: Path) -> None:
@@ -65,6 +73,49 @@ def test_the_target_is_asked_as_the_other_attacks_ask_it(defense: str, copied_dr
             expected.append(phi(logits[asked], side.labels[asked]))
         np.testing.assert_allclose(got, np.concatenate(expected), atol=1e-3)
         assert (np.abs(got - np.concatenate(bare[-2:])).max() > 0.1) == (defense == "memguard")
+
+
+def test_kept_answers_serve_the_same_question_alone(copied_drawn: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another interval, N, set of images or other weights is another question; the same one is not classified again."""
+    run = tiny_run(copied_drawn, tiny)
+    split, asked = load_split(run), np.arange(40, 90)
+
+    def ask(selector: Selector | None, asked: np.ndarray = asked, run: Run = run) -> Floats:
+        return model_phi(run, "undefended", "clean", Queries(split, asked, selector, StoredCandidates(run)), False)
+
+    low, high = Selector("1", -4.0, -3.0), Selector("1", 0.5, 1.0)
+    first, other = ask(high), ask(low)
+    assert (first != other).any()
+    np.testing.assert_array_equal(ask(high), first)
+    fewer = replace(run, config=replace(run.config, diffence=replace(run.config.diffence, n=1)))
+    assert (ask(high, run=fewer) != first).any()
+    everything = ask(None, np.arange(100))
+    for others in (asked, np.append(30, asked[1:]), asked, np.append(asked[:-1], 95), asked, np.append(asked[0], asked[2:])):
+        np.testing.assert_allclose(ask(None, others), everything[np.append(others, 100 + others)], atol=1e-5)
+    bare = ask(None, asked)
+    with monkeypatch.context() as patched:
+        patched.setattr(shadow_attacks, "load_defended_model", None)
+        np.testing.assert_array_equal(ask(None), bare)
+    path = model_path(run, "undefended")
+    stored = torch.load(path, weights_only=True)
+    stored["model"] = {name: -value if name.endswith("weight") else value for name, value in stored["model"].items()}
+    save_checkpoint(path, stored)
+    assert (ask(None) != bare).any()
+
+
+def test_a_mirrored_question_is_about_the_image_flipped_left_to_right(copied_drawn: Path, tiny: Path) -> None:
+    run = tiny_run(copied_drawn, tiny)
+    split, asked = load_split(run), np.arange(40, 60)
+    model = load_target(run, "undefended", "clean", target_classifier(run))
+    plain, got = (
+        model_phi(run, "undefended", "clean", Queries(split, asked, None, StoredCandidates(run)), mirrored)
+        for mirrored in (False, True)
+    )
+    assert (got != plain).all()
+    sides = [side.take(torch.from_numpy(asked)) for side in split.evaluated]
+    with torch.inference_mode():
+        expected = [phi(model(side.pixels(slice(None)).flip(3)).numpy(), side.labels.numpy()) for side in sides]
+    np.testing.assert_allclose(got, np.concatenate(expected), atol=1e-3)
 
 
 def test_an_evaluation_with_shadow_models(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +168,17 @@ def names(examples: Examples) -> list[bytes]:
     return [image.numpy().tobytes() for image in examples.images]
 
 
+MIRRORED_SHIFT = 1  # of the target's phi where the mirrored image is asked about
+
+
 @pytest.fixture
-def planted_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Scores], Scores]:
+def mirror() -> bool:
+    """Whether the attacker also asks about the mirrored images."""
+    return False
+
+
+@pytest.fixture
+def planted_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: bool) -> tuple[dict[str, Scores], Scores]:
     """Scores of every attack, and the target's phi of the same points, with four shadow models whose phi are planted.
 
     phi of a shadow model is 2 where it was trained on the image, else 0, plus 1 for the models 0 and 1 and minus 1 for 2 and
@@ -126,7 +186,7 @@ def planted_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
     """
     data = Data(members=24, reference=0, non_members=30, fit=6, known=8, scored=10)
     run, split, pools = defense_run(tmp_path, "undefended", data, {}), random_split(data), evaluation_pools(data, "clean")
-    run = replace(run, config=replace(run.config, attack=Attack(shadows=4, rmia_gamma=1.0)))
+    run = replace(run, config=replace(run.config, attack=Attack(shadows=4, rmia_gamma=1.0, mirror=mirror)))
     trained: list[list[bytes]] = []
 
     def record(shadow: Run, own: Split) -> torch.nn.Module:
@@ -140,7 +200,7 @@ def planted_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
 
     def planted(run: Run, *arguments: Any) -> Floats:
         if run.shadow is None:
-            return targets
+            return targets + MIRRORED_SHIFT * arguments[3]
         model, asked = run.shadow[0], torch.from_numpy(arguments[2].index)
         images = names(split.members.take(asked)) + names(split.non_members.take(asked))
         return np.array([2.0 * (image in trained[model]) + (1 if model < 2 else -1) for image in images])
@@ -152,12 +212,19 @@ def planted_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
     return found, Scores(sides.map(lambda side: side[scored]), sides.map(lambda side: side[known]))
 
 
-def test_lira_takes_every_image_for_in_where_the_model_was_trained_on_it(planted_scores: tuple[dict, Scores]) -> None:
-    """log N(x; 2, 1) - log N(x; 0, 1) = 2x - 2, for members and non-members alike, scored and known."""
+@pytest.mark.parametrize("mirror", [False, True])
+def test_lira_takes_every_image_for_in_where_the_model_was_trained_on_it(
+    planted_scores: tuple[dict, Scores], mirror: bool
+) -> None:
+    """log N(x; 2, 1) - log N(x; 0, 1) = 2x - 2, for members and non-members alike, scored and known.
+
+    The mirrored image's is 2 (x + 1) - 2; the mean of both views 2x - 1.
+    """
     scores, target = planted_scores[0]["lira-online"], planted_scores[1]
+    centre = 1 if mirror else 2
     for found, phi_of_target in ((scores.scored, target.scored), (scores.known, target.known)):
         for side, points in zip(found, phi_of_target, strict=True):
-            np.testing.assert_allclose(side, 2 * points - 2)
+            np.testing.assert_allclose(side, 2 * points - centre)
 
 
 def test_every_attack_with_shadow_models_says_the_labels_of_its_scores(planted_scores: tuple[dict, Scores]) -> None:

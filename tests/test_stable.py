@@ -144,3 +144,12 @@ def test_the_config_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert keys[0] is None
     assert keys[1] == keys[2] != keys[3]
     assert keys[3] is not None
+
+
+def test_what_is_loaded_serves_as_the_config_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reconstruct, classifier, selector = nn.Identity(), nn.Identity(), Selector("1", 2.0, 3.0)
+    monkeypatch.setattr(protect, "load_reconstructor", lambda run: {3: reconstruct}[run.seed])
+    profile = write_profile(tmp_path / "tiny.yaml", "diffence.n=7", "diffence.batch=20")
+    loaded = protect.load_protected(tiny_run(ROOT / "synthetic", profile, seed=3), classifier, selector)
+    assert (loaded.classifier, loaded.reconstruct, loaded.selector) == (classifier, reconstruct, selector)
+    assert (loaded.n, loaded.draws, loaded.batch, loaded.key) == (7, 1, 20, None)

@@ -253,6 +253,37 @@ def test_scenario_1_searches_with_the_bins_of_the_config(bins: int, first: bool)
     assert ([selector.low, selector.high] == pytest.approx([4, 4 + 5.5 / 4])) == first
 
 
+# what a row says of its predictions
+
+
+def test_what_a_row_says_is_counted_over_the_scored_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two classes, the first predicted throughout; scored are the images 1 to 4, candidates qualify where phi lies in [2, 4].
+
+    Members: the second candidate of image 1, none of image 2 (both lie outside), the first of image 3, and of image 4 none
+    keeps the label. 2 + 2 + 1 + 2 draws. Non-members: the first of every image.
+    """
+    monkeypatch.setattr(evaluate, "training_facts", lambda *_: {"epoch": 8})
+    pools = Pools(fit=range(1), known=range(1), scored=range(1, 5))
+    members = logits_with_phi([[9.0, 9], [1.0, 3], [7.0, 8], [2.0, 1], [-1.0, -3], [9.0, 9]])
+    members = replace(members, original=logits_with_phi([[9.0]] * 6).original, labels=np.array([1, 0, 0, 0, 1, 1]))
+    others = replace(logits_with_phi([[3.0, 9]] * 6), labels=np.array([0, 1, 0, 1, 1, 0]))
+    sides, selector = Pair(members, others), Selector("1", 2.0, 4.0)
+    released = sides.map(lambda side: Outputs(selector.release(side.candidates, side.original), side.labels))
+    row = evaluate.row_facts(run_of(), "undefended", "clean", DefendedOutputs(selector, released), sides, pools)
+    assert row["accuracy"] == {"members": 0.75, "non_members": 0.25}
+    assert row["scored"] == {"members": 4, "non_members": 4}
+    assert row["training"] == {"epoch": 8}
+    assert row["utility"]["label_agreement"] == {"members": 1.0, "non_members": 1.0}
+    facts = row["diffence"]
+    assert (facts["scenario"], facts["interval"]) == ("1", [2.0, 4.0])
+    assert facts["no_match"] == {"members": 1, "non_members": 0}
+    assert facts["draws"] == {"members": 7 / 4, "non_members": 1.0}
+    assert facts["labels_changed"] == {"members": 0, "non_members": 0}
+    without = DefendedOutputs(None, sides.map(lambda side: Outputs(side.original, side.labels)))
+    bare = evaluate.row_facts(run_of(), "undefended", "clean", without, sides, pools)
+    assert bare["diffence"] is None
+
+
 # the attacks
 
 

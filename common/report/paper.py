@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from common.errors import UserError
-from common.report.rows import accuracy_delta, as_markdown, name_columns, setting_title
+from common.report.rows import SCENARIO_TITLES, accuracy_delta, as_markdown, name_columns, setting_title
 
 PAPER_DEFENSES = ("undefended", "selena", "advreg", "hamp", "relaxloss", "dpsgd", "memguard")  # in the order of Table III
 
@@ -21,7 +21,10 @@ def paper_table(root: Path) -> pd.DataFrame:
         raise UserError(f"{path} is missing. Get it back with: git checkout results")
     cells = pd.read_csv(path, comment="#")
     cells = cells[cells["source"] == "Table III"]
-    table = cells.pivot(index=["defense", "diffence"], columns="metric", values="value").reset_index()
+    table = cells.pivot(index=["defense", "diffence"], columns="metric", values="value")
+    scenarios = ["without", *SCENARIO_TITLES.values()][:4]
+    order = pd.MultiIndex.from_product([PAPER_DEFENSES, scenarios], names=["defense", "diffence"])
+    table = table.reindex(order).reset_index()
     # The paper prints one accuracy delta for each defense: Diffence changes no label.
     table["accuracy_delta"] = table.groupby("defense")["accuracy_delta"].transform("max")
     return table.rename(columns={"diffence": "scenario", "attack_accuracy": "accuracy"})
