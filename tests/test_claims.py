@@ -6,8 +6,8 @@ import pytest
 from conftest import ROOT
 
 from common.report import claim_rules as rules
-from common.report.claim_rules import CLAIMS, Claim, Evidence, Results
-from common.report.claims import claims_page, evidence_for, load_results, verdict
+from common.report.claim_rules import Evidence, Results
+from common.report.claims import CLAIMS, Claim, claims_page, evidence_for, load_results, verdict
 
 MET, MISSED = Evidence("here", "1", True), Evidence("there", "0", False)
 DIFFENCE_CLAIM = Claim("a claim", "Section I", "A test.", lambda results: [])
