@@ -1,6 +1,8 @@
 """Settings: the paper's values by default, every shipped profile loads, and what is wrong is refused in one sentence."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +66,43 @@ def test_the_paper_profiles_of_the_others(folder: str, members: int) -> None:
     config = load_config(ROOT / folder, "paper")
     assert (config.data.members, config.diffence.n, config.train.epochs) == (members, 30, 100)
     assert config.ddpm.flip == (folder != "svhn")  # a mirrored digit is another one
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "undefended": {},
+    "selena": {"k": 25, "l": 10, "average": "probabilities"},
+    "advreg": {
+        "alpha": 6.0,
+        "penalty": "linear",
+        "schedule": "released",
+        "attack_batches": 0,
+        "defender_batches": 0,
+        "warmup_epochs": 1,
+        "warmup_attack_passes": 5,
+        "attack_lr": 1e-4,
+    },
+    "hamp": {"gamma": 0.8, "alpha": 0.001, "scaling": "released", "search": "released", "test_time": False},
+    "relaxloss": {"alpha": 0.05, "upper": 1.0, "flattening": "cifar", "detach": False},
+    "dpsgd": {
+        "noise_multiplier": 0.1,
+        "max_grad_norm": 1.2,
+        "target_epsilon": 0.0,
+        "delta": 1e-5,
+        "groups": 0,
+        "physical_batch": 256,
+    },
+    "memguard": {"epsilon": 1.0, "steps": 300, "epochs": 400, "lr": 1e-3, "batch_size": 64},
+}
+DEFAULTS["dpsgd-private"] = DEFAULTS["dpsgd"] | {"target_epsilon": 8.0}
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_the_defaults_of_a_defense_are_its_setting_for_cifar10(name: str) -> None:
+    """Options that no profile names decide committed rows as well: changing one here changes what was measured."""
+    kind = DEFENSES[name].options
+    assert asdict(kind()) == DEFAULTS[name]
+    section = load_config(ROOT / "cifar10", "paper").defenses.get(name, {})
+    assert asdict(read_options(kind, section, name)) == DEFAULTS[name]
 
 
 # Reading

@@ -1,6 +1,7 @@
 """The intervals of scenario 1: divergence beside attack AUC, draws until a hit, and the command that writes the row."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from common.pair import Pair
 POOLS = Pools(fit=range(2), known=range(2), scored=range(2, 5))
 
 
-def logits_of(phi: list[list[float]]) -> LabelledLogits:
+def logits_of(phi: Sequence[Sequence[float]]) -> LabelledLogits:
     """Two classes, of which the first is predicted: a candidate with the given phi [n, N]; it loses the label below 0."""
     values = np.array(phi)
     candidates = np.stack([values, np.zeros_like(values)], axis=-1)
@@ -27,7 +28,7 @@ def logits_of(phi: list[list[float]]) -> LabelledLogits:
 
 def test_draws_are_counted_until_the_first_candidate_inside() -> None:
     """The middle half of the defender's 1, 2, .., 9 is [3, 7]. Of six scored images one hits at first, two at the second."""
-    fit = [[1.0, 2, 3], [4, 5, 6]]
+    fit: list[list[float]] = [[1, 2, 3], [4, 5, 6]]
     members = logits_of([*fit, [5.0, 9, 9], [9, 5, 9], [9, 9, 9]])
     others = logits_of([[7.0, 8, 9], [-1, -1, -1], [9.0, 9, 5], [9, 3, 9], [-5, 2, 9]])
     draws = draws_until_inside(Pair(members, others), POOLS, 0.5)

@@ -174,6 +174,13 @@ def test_best_is_of_the_papers_five() -> None:
     assert measure.measure(every(weak), every(weak), "clean", Attack(fpr=0.5))["warnings"] == []
 
 
+@pytest.mark.parametrize("name", ["nn", "m-entropy", "loss", "confidence", "entropy"])
+def test_each_of_the_papers_five_may_be_the_best(name: str) -> None:
+    weak, strong = scores_of([0, 1], [0, 1]), scores_of([2, 3], [0, 1])
+    row = measure.measure(every(weak) | {name: strong}, every(weak), "clean", Attack())
+    assert row["best"] == {"attack": name, "auc": 1.0, "accuracy": 1.0, "accuracy_oracle": 1.0}
+
+
 def test_the_released_protocol_fits_on_the_scored_points_and_keeps_rates_below_the_bound() -> None:
     """The scored points separate at 1, the known ones at 3. At a bound of .5 one error in two is allowed, or none below it."""
     points = [np.array(side, dtype=float) for side in ([1, 2], [0, 0], [3, 4], [1, 2])]
