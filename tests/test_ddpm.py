@@ -134,6 +134,25 @@ def test_the_seed_of_the_run_draws_weights_and_steps(tmp_path: Path, monkeypatch
     assert (starts[:2], seeds[:2]) == (starts[4:], seeds[4:])
 
 
+def test_the_log_has_the_mean_loss_between_two_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """11 steps, saved every 4: of the steps 1 to 4, 5 to 8 and 9 to 11."""
+    losses: list[float] = []
+    real = ddpm.ddpm_step
+
+    def spy(*arguments: Any) -> torch.Tensor:
+        loss = real(*arguments)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(ddpm, "ddpm_step", spy)
+    run = make_run(tmp_path)
+    train_ddpm(run, examples(20))
+    log = pd.read_csv(run.ddpm_dir / "log.csv")
+    assert list(log) == ["step", "loss"]
+    assert log["step"].tolist() == [4, 8, 11]
+    assert log["loss"].tolist() == pytest.approx([np.mean(losses[:4]), np.mean(losses[4:8]), np.mean(losses[8:])])
+
+
 def test_the_average_of_the_weights_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path: list[torch.Tensor] = []
     real = ddpm.ddpm_step
@@ -173,6 +192,10 @@ def test_refuses_files_of_other_settings(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"lr: 0.002 -> 0.001.*{COMMAND}"):
             use(other)
     load_unet(make_run(tmp_path, save_every=2))  # how often it was saved makes no difference
+    drawn = replace(run, config=replace(run.config, data=replace(run.config.data, seed=1)))
+    with pytest.raises(UserError, match=rf"data_seed: 0 -> 1.*{COMMAND}"):
+        load_unet(drawn)
+    assert ddpm.ddpm_settings(replace(run, seed=1)) != ddpm.ddpm_settings(run)
 
 
 def test_refuses_a_checkpoint_of_other_settings_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

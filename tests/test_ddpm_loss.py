@@ -19,10 +19,11 @@ def constant(value: int, count: int = 4) -> Examples:
 
 
 class Watcher(nn.Module):
-    """Predicts the noise of white images (z = 1) exactly but for `bias`; keeps what it was called with."""
+    """Predicts the noise of images of one grey, by default white (z = 1), exactly but for `bias`; keeps its arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self, z: float = 1.0) -> None:
         super().__init__()
+        self.z = z
         self.bias = nn.Parameter(torch.zeros(()))
         self.images: list[torch.Tensor] = []
         self.timesteps: list[int] = []
@@ -31,7 +32,7 @@ class Watcher(nn.Module):
         self.images.append(x)
         self.timesteps += timesteps.tolist()
         alpha_bar = ALPHA_BAR[timesteps][:, None, None, None]
-        return (((x - alpha_bar.sqrt()) / (1 - alpha_bar).sqrt()).float() + self.bias,)
+        return (((x - alpha_bar.sqrt() * self.z) / (1 - alpha_bar).sqrt()).float() + self.bias,)
 
 
 def step(net: nn.Module, members: Examples, seed: int = 0, done: int = 10, **options: Any) -> torch.Tensor:
@@ -47,6 +48,8 @@ def test_the_paper_s_unet_has_its_parameters() -> None:
     attention = {name.split(".attentions")[0] for name, _ in unet.named_modules() if ".attentions." in name}
     assert attention == {"down_blocks.1", "mid_block", "up_blocks.2"}  # 16 x 16, and the middle
     assert unet.config.dropout == 0.1
+    assert (unet.config.flip_sin_to_cos, unet.config.freq_shift) == (False, 0)  # of the time embedding
+    assert unet.mid_block.attentions[0].heads == 1
 
 
 def test_the_unet_tells_timesteps_apart() -> None:
@@ -64,6 +67,8 @@ def test_a_perfect_denoiser_has_no_loss() -> None:
     off = Watcher()
     off.bias.data += 0.5
     assert step(off, constant(255)).item() == pytest.approx(0.25, abs=1e-4)
+    for value, z in ((0, -1.0), (51, -0.6), (204, 0.6)):
+        assert step(Watcher(z), constant(value)) < 1e-5
 
 
 def test_timesteps_are_all_of_one_to_max() -> None:

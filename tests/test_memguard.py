@@ -103,6 +103,15 @@ def test_every_distortion_weight_from_a_tenth_to_100_000_is_tried(guard: Guard, 
     torch.testing.assert_close(find_noise(scaled, logits, 60).softmax(1), plain.softmax(1), atol=1e-6, rtol=0)
 
 
+def test_the_surest_answers_are_searched_in_full_steps(guard: Guard) -> None:
+    """36 nats and more ahead the softmax leaves a gradient of about 1e-15: its direction counts, not its length."""
+    logits = answers(3, seed=4)
+    logits[torch.arange(3), logits.argmax(1)] += 36
+    found = find_noise(guard, logits, 600)
+    assert (found != logits).any(1).all()
+    assert torch.equal(found.argmax(1), logits.argmax(1))
+
+
 class FirstClass(nn.Module):
     """Guesses a member where the first class has more than 0.2."""
 

@@ -84,9 +84,12 @@ def test_sub_models_differ_in_weights_batches_and_members(tmp_path: Path, monkey
         return real(objective, path, settings, seed, remake)
 
     monkeypatch.setattr(selena, "fit", watch)
+    selena.train_part(replace(make_run(tmp_path / "other"), seed=1), split, 0)
+    other, _, _ = initial.pop(), orders.pop(), sizes.pop()
     for part in range(4):
         selena.train_part(run, split, part)
     assert len(set(initial)) == len(set(orders)) == 4
+    assert other not in initial  # another seed of the run is another sub-model
     out = selena.left_out(40, selena.Options(4, 2), 0)
     assert sizes == (~out).sum(0).tolist()
     initial.append(total(target_classifier(run)))
@@ -190,6 +193,15 @@ def test_sub_models_of_other_settings_are_refused(tmp_path: Path) -> None:
 def test_a_sub_model_that_does_not_exist_is_refused(tmp_path: Path, part: int) -> None:
     with pytest.raises(UserError, match=rf"numbered 0..3; there is no {part}"):
         selena.train_part(make_run(tmp_path), random_split(DATA), part)
+
+
+@pytest.mark.parametrize("l", [1, 2])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_sub_model_with_all_members_or_none_is_refused(l: int, seed: int) -> None:  # noqa: E741
+    """Two members, three sub-models: left out of one each, a sub-model has both; of two each, one may have neither."""
+    options = selena.Options(3, l)
+    with pytest.raises(UserError, match=r"2 members are too few for 3 sub-models"):
+        selena.left_out(2, options, seed)
 
 
 def test_too_few_members_are_refused() -> None:

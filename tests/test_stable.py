@@ -128,6 +128,11 @@ def test_image_keys_are_query_numbers() -> None:
     assert len(image_keys(images(0, 7))) == 0
 
 
+@pytest.mark.parametrize("key", [bytes(1), bytes(64)])
+def test_keys_have_1_to_64_bytes(parts: tuple[nn.Module, DiffusionReconstructor], key: bytes) -> None:
+    assert serve(parts, Selector("3"), key).key == key
+
+
 @pytest.mark.parametrize("key", [b"", bytes(65)])
 def test_refuses_keys_without_content_or_too_long(parts: tuple[nn.Module, DiffusionReconstructor], key: bytes) -> None:
     with pytest.raises(UserError, match=f"must have 1 to 64 bytes, not {len(key)}"):

@@ -167,8 +167,9 @@ def test_a_pool_that_allows_no_error_is_warned_of(members: int, non_members: int
 
 
 def test_the_warning_says_what_no_error_means() -> None:
-    """0 of 500: the 95% interval ends at 1 - .025^(1/500) = 0.74%."""
+    """0 of n: the 95% interval ends at 1 - .025^(1/n), 0.74% of 500 and 3.62% of 100."""
     assert "0.74%" in metrics.pool_warnings(5000, 500)[0]
+    assert "3.62%" in metrics.pool_warnings(5000, 100)[0]
 
 
 # seeds
