@@ -153,7 +153,11 @@ def test_pictures_can_be_read(evaluated: tuple[Path, Answer], trained: Path) -> 
 
 def test_evaluating_again_gives_the_same_rows(evaluated: tuple[Path, Answer], trained: Path, tiny: Path, call: Call) -> None:
     """In another process: nothing is drawn or classified again, and the rows are the same apart from their time."""
-    made = [path for place in ("diff_defense", "evaluate_MIAs/outputs") for path in (trained / place).rglob("*")]
+    made = [
+        path
+        for place in ("diff_defense/candidates", "evaluate_MIAs/outputs")
+        for path in (trained / place / "tiny" / "seed0").rglob("*")
+    ]
     files = {path: path.stat().st_mtime_ns for path in made if path.suffix in (".npy", ".npz")}
     assert len(files) == 6
     before = rows_of(evaluated[0])

@@ -101,7 +101,7 @@ def fit_selector(scenario: str, fit: Pair[CandidateLogits], grid: int = 20, js_b
     if scenario not in ("1", "2"):
         return Selector(scenario)
     if scenario == "2":
-        members = _label_keeping_phi(fit.members, "members")
+        members = label_keeping_phi(fit.members, "members")
         return Selector(scenario, float(members.min()), float(members.mean()))
     ends = interval_ends(fit, grid)
     best = int(np.argmin(interval_divergences(fit, ends, js_bins)))
@@ -115,13 +115,13 @@ def interval_ends(fit: Pair[CandidateLogits], grid: int) -> np.ndarray:
     They are evenly spaced in [min phi of members, max phi of non-members], over candidates that keep their label (paper
     Section III-B2). Where all members are above all non-members, that range is empty, and the ends cover the gap between them.
     """
-    members = _label_keeping_phi(fit.members, "members")
-    non_members = _label_keeping_phi(fit.non_members, "non-members")
+    members = label_keeping_phi(fit.members, "members")
+    non_members = label_keeping_phi(fit.non_members, "non-members")
     low, high = sorted((float(members.min()), float(non_members.max())))
     return np.linspace(low, high, grid + 1)
 
 
-def _label_keeping_phi(side: CandidateLogits, name: str) -> np.ndarray:
+def label_keeping_phi(side: CandidateLogits, name: str) -> np.ndarray:
     """phi of all candidates that keep their label, float64 [any]. Raises UserError where there is none."""
     values = phi(side.candidates)[side.keeps_label]
     if not values.size:

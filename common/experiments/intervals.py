@@ -16,11 +16,11 @@ from tqdm import tqdm
 from common.attacks import METRIC_ATTACKS, Outputs
 from common.data.partition import Pools, evaluation_pools, load_split
 from common.defenses import load_defended_model
-from common.diffence.select import CandidateLogits, Selector, interval_divergences, interval_ends
+from common.diffence.select import CandidateLogits, Selector, interval_divergences, interval_ends, label_keeping_phi
 from common.experiments.collect import LabelledLogits, collect
 from common.files import write_json
-from common.metrics.privacy import Floats, auc, best_threshold, phi
-from common.pair import Pair
+from common.metrics.privacy import auc, best_threshold, phi
+from common.pair import SIDES, Pair
 from common.run import Run, provenance
 
 ATTACKS = ("loss", "entropy", "m-entropy")  # those of the paper's five that train nothing and do not rank alike
@@ -94,7 +94,8 @@ def draws_until_inside(collected: Pair[LabelledLogits], pools: Pools, share: flo
     The interval holds the middle `share` of phi of the defender's candidates that keep their label. later_hits: of the images
     whose first candidate misses it, the share of which a later one hits it, 0..1 (None where no first candidate misses).
     """
-    fit_phi = np.concatenate([_kept_phi(side.take(pools.fit)) for side in collected])
+    fit = collected.map(lambda side: side.take(pools.fit))
+    fit_phi = np.concatenate([*Pair(*SIDES).map(lambda name, side: label_keeping_phi(side, name), fit)])
     low, high = np.quantile(fit_phi, [0.5 - share / 2, 0.5 + share / 2])
     inside = np.concatenate([_inside(side.take(pools.scored), low, high) for side in collected])
     reached = np.logical_or.accumulate(inside, axis=1)
@@ -105,11 +106,6 @@ def draws_until_inside(collected: Pair[LabelledLogits], pools: Pools, share: flo
         "cdf": reached.mean(axis=0).tolist(),
         "later_hits": float(reached[missed, -1].mean()) if missed.any() else None,
     }
-
-
-def _kept_phi(side: CandidateLogits) -> Floats:
-    """phi of the candidates that keep their label, float64 [any]."""
-    return phi(side.candidates)[side.keeps_label]
 
 
 def _inside(side: CandidateLogits, low: float, high: float) -> np.ndarray:
