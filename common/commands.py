@@ -233,3 +233,21 @@ def intervals(folder: Path, arguments: Sequence[str]) -> None:
     print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, protocol {parsed.protocol}, seed {run.seed}\n")
     print(intervals_markdown(row))
     print(f"\nJSON row: {experiment.result_path(run, parsed.defense, parsed.protocol)}")
+
+
+def worst_case(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/evaluate_MIAs/worst_case.py --defense NAME`"""
+    parser = make_parser(folder, f"Attack canaries, images of {folder.name} with a wrong label, and as many random images.")
+    parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    parser.add_argument("--scenario", nargs="+", default=["1", "3"], help="one or more of 1, 2, 3 and average (default: 1 3)")
+    parser.add_argument("--count", type=int, default=16, help="models, even, from 4; each is the target once (default: 16)")
+    parsed = _parse(parser, folder, arguments)
+    require(parsed.count >= 4 and parsed.count % 2 == 0, f"--count must be an even number from 4, not {parsed.count}.")
+    from common.experiments import worst_case as experiment
+    from common.report.experiments import worst_case_markdown
+
+    run = _open_defense_run(folder, parsed)
+    rows = experiment.worst_case(run, parsed.defense, parsed.scenario, parsed.count)
+    print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, seed {run.seed}: {parsed.count} models\n")
+    print(worst_case_markdown(rows))
+    print(f"\nJSON rows: {run.results_dir('clean')}")

@@ -22,6 +22,7 @@ Options = TypeVar("Options")
 # Command lines check these names before they import anything slow.
 PROTOCOLS = ("clean", "released")
 SCENARIOS = ("1", "2", "3", "average")
+Fallback = Literal["original", "reorder"]
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -41,11 +42,17 @@ class Data:
     known: int = 1_000  # the attacker's points: thresholds and the NN attack are fitted on them
     scored: int = 2_000  # the points whose membership the attacker infers
     seed: int = 0  # of the partition, which does not depend on the seed of a run (--seed)
+    canaries: int = 0  # images with a wrong label in the pool of the shadow models, for evaluate_MIAs/worst_case.py
 
     def __post_init__(self) -> None:
         for name in ("members", "non_members", "fit", "known", "scored"):
             require(getattr(self, name) > 0, f"data.{name} must be at least 1, not {getattr(self, name)}.")
         require(self.reference >= 0, f"data.reference must not be negative, not {self.reference}.")
+        require(
+            0 <= self.canaries <= self.scored,
+            f"data.canaries must lie in 0..data.scored = {self.scored}, not {self.canaries}: canaries and as many random "
+            "images are drawn from the scored points of both sides.",
+        )
         total = self.fit + self.known + self.scored
         for side in ("members", "non_members"):
             require(
@@ -122,6 +129,8 @@ class Diffence:
     forward: Literal["paper", "released"] = "paper"  # Eq. 3, or the reciprocal coefficients of the released code
     grid: int = 20  # scenario 1 searches all intervals between two of grid + 1 points
     js_bins: int = 100  # histogram bins of the Jensen-Shannon divergence
+    # What is released where no candidate keeps the label: the original prediction, or a candidate's confidences in its order.
+    fallback: Fallback = "original"
     batch: int = 256  # images in one network call
     stable: bool = False  # for serving: noise from a keyed hash of the image, so that repeated queries get one answer
 

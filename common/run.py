@@ -4,6 +4,7 @@
 <data set>/data/partition/<profile>/                             members, reference, non-members, manifest.json
 <data set>/final-all-models/<profile>/seed0/<model>/             <defense>.pt, .best.pt, .json, .log.csv
 <data set>/final-all-models/<profile>/seed0/<model>/shadows/003/ the same for shadow model 3
+                                  .../shadows-canaries500/003/   the same where 500 images have a wrong label
 <data set>/diff_defense/diff_models/<profile>/seed0/             the diffusion model (a diffusers folder) and its log
 <data set>/diff_defense/candidates/<profile>/seed0/              candidates, shared by all defenses
 <data set>/evaluate_MIAs/outputs/<profile>/seed0/<model>/        logits of a defense on images and candidates
@@ -65,7 +66,10 @@ class Run:
 
     def _model_dir(self, *parts: str) -> Path:
         folder = self._run_dir(*parts) / self.config.model.name
-        return folder / "shadows" / f"{self.shadow[0]:03d}" if self.shadow else folder
+        if self.shadow is None:
+            return folder
+        canaries = self.config.data.canaries
+        return folder / (f"shadows-canaries{canaries}" if canaries else "shadows") / f"{self.shadow[0]:03d}"
 
     @property
     def models_dir(self) -> Path:

@@ -1,11 +1,13 @@
 """The served defense: lazy and eager release the same candidate, labels stay, noise is new, bad input is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from common.config import DDPM
+from common.config import DDPM, Fallback
 from common.diffence.ddpm import build_unet
 from common.diffence.protect import ProtectedClassifier
 from common.diffence.reconstruct import DiffusionReconstructor, draw_candidates
@@ -64,10 +66,13 @@ def selector(parts: tuple[nn.Module, DiffusionReconstructor], scenario: str) -> 
 # Lazy and eager
 
 
+@pytest.mark.parametrize("fallback", ["original", "reorder"])
 @pytest.mark.parametrize("scenario", ["1", "2", "3", "average"])
-def test_lazy_and_eager_release_the_same(parts: tuple[nn.Module, DiffusionReconstructor], scenario: str) -> None:
+def test_lazy_and_eager_release_the_same(
+    parts: tuple[nn.Module, DiffusionReconstructor], scenario: str, fallback: Fallback
+) -> None:
     x, queries = images(INPUTS, 50), 7 * torch.arange(INPUTS)
-    chosen = selector(parts, scenario)
+    chosen = replace(selector(parts, scenario), fallback=fallback)
     whole = eager(parts, x, queries)
     expected = torch.from_numpy(chosen.release(whole.candidates, whole.original))
     if scenario != "average":  # the comparison means something: every kind of choice occurs, and candidates differ

@@ -7,7 +7,17 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 
-from common.diffence.select import ORIGINAL, SCENARIOS, CandidateLogits, Selector, average, fit_selector, interval_divergences
+from common.config import Fallback
+from common.diffence.select import (
+    ORIGINAL,
+    SCENARIOS,
+    CandidateLogits,
+    Selector,
+    average,
+    fit_selector,
+    interval_divergences,
+    reorder,
+)
 from common.errors import UserError
 from common.metrics.privacy import auc, phi
 from common.pair import Pair
@@ -114,32 +124,70 @@ def test_no_membership_is_used_without_an_interval(scenario: str) -> None:
     assert fit_selector(scenario, Pair(points(0, 20, 4, 2), points(1, 20, 4, 5))) == Selector(scenario)
 
 
+# The fallback
+
+
+def test_reorder_has_the_ranks_of_the_original_and_the_values_of_the_candidate() -> None:
+    assert reorder(np.array([[0.3, 0.1, 4.0]]), np.array([[2.0, 5.0, 1.0]])).tolist() == [[0.3, 4.0, 0.1]]
+    rng = np.random.default_rng(0)
+    values, original = rng.normal(size=(50, 7)), rng.normal(size=(50, 7))
+    result = reorder(values, original)
+    np.testing.assert_array_equal(np.sort(result), np.sort(values))
+    np.testing.assert_array_equal(result.argsort(1), original.argsort(1))
+    tied = reorder(np.array([[1.0, 2.0, 3.0]]), np.array([[4.0, 7.0, 7.0]]))
+    assert tied.argmax() == np.array([4.0, 7.0, 7.0]).argmax()  # of equal original logits the first is the label
+
+
+@pytest.mark.parametrize("scenario", ["1", "2", "3"])
+def test_the_fallback_changes_only_what_has_no_match_and_no_label(scenario: str) -> None:
+    side = points(0, 50, 5, 3.0)
+    paper, other = (Selector(scenario, 2.0, 2.5, fallback) for fallback in ("original", "reorder"))
+    labels = side.original.argmax(1)
+    released, reordered = (each.release(side.candidates, side.original) for each in (paper, other))
+    unmatched = paper.choose(side.candidates, labels) == ORIGINAL
+    assert 0 < unmatched.sum() < 50
+    np.testing.assert_array_equal(released[~unmatched], reordered[~unmatched])
+    np.testing.assert_array_equal(released[unmatched], side.original[unmatched])
+    assert (reordered.argmax(1) == labels).all()
+    assert (reordered[unmatched] != side.original[unmatched]).any(1).all()
+    nearest = other.outside(side.candidates[unmatched]).argmin(1)
+    lent = side.candidates[unmatched, nearest]
+    np.testing.assert_array_equal(np.sort(reordered[unmatched]), np.sort(lent))
+
+
 # Scenario 1
 
 
-def plain_search(members: CandidateLogits, others: CandidateLogits, ends: np.ndarray, bins: int) -> tuple[list, np.ndarray]:
+def plain_search(
+    members: CandidateLogits, others: CandidateLogits, ends: np.ndarray, bins: int, fallback: Fallback = "original"
+) -> tuple[list, np.ndarray]:
     """Every interval through Selector.release, histograms by numpy, Jensen-Shannon by scipy."""
     pairs = [(a, b) for i, a in enumerate(ends) for b in ends[i + 1 :]]
-    released = [[phi(Selector("1", a, b).release(s.candidates, s.original)) for s in (members, others)] for a, b in pairs]
+    selectors = [Selector("1", a, b, fallback) for a, b in pairs]
+    released = [[phi(each.release(side.candidates, side.original)) for side in (members, others)] for each in selectors]
     span = (min(min(p.min(), q.min()) for p, q in released), max(max(p.max(), q.max()) for p, q in released))
     return pairs, np.array([jensenshannon(*(np.histogram(v, bins, span)[0] for v in both)) ** 2 for both in released])
 
 
+@pytest.mark.parametrize("fallback", ["original", "reorder"])
 @pytest.mark.parametrize(
     ("seed", "levels", "grid", "bins"),
     [(0, (4, 3), 20, 100), (1, (4, 3), 20, 30), (2, (3, 3), 20, 100), (3, (2, 6), 20, 30), (4, (5, 2), 7, 10)],
 )
-def test_the_search_is_that_over_all_intervals(seed: int, levels: tuple[float, float], grid: int, bins: int) -> None:
+def test_the_search_is_that_over_all_intervals(
+    seed: int, levels: tuple[float, float], grid: int, bins: int, fallback: Fallback
+) -> None:
     members, others = points(seed, 80, 6, levels[0]), points(seed + 100, 60, 6, levels[1])
     low, high = phi(members.candidates)[members.keeps_label].min(), phi(others.candidates)[others.keeps_label].max()
     assert low < high
     ends = np.linspace(low, high, grid + 1)
-    pairs, expected = plain_search(members, others, ends, bins)
+    pairs, expected = plain_search(members, others, ends, bins, fallback)
     assert len(pairs) == grid * (grid + 1) // 2
-    np.testing.assert_allclose(interval_divergences(Pair(members, others), ends, bins), expected, rtol=0, atol=1e-9)
+    divergences = interval_divergences(Pair(members, others), ends, bins, fallback)
+    np.testing.assert_allclose(divergences, expected, rtol=0, atol=1e-9)
     assert np.ptp(expected) > 0.02
-    selector = fit_selector("1", Pair(members, others), grid, bins)
-    assert (selector.scenario, selector.low, selector.high) == ("1", *pairs[int(expected.argmin())])
+    selector = fit_selector("1", Pair(members, others), grid, bins, fallback)
+    assert (selector.low, selector.high, selector.fallback) == (*pairs[int(expected.argmin())], fallback)
 
 
 def test_candidates_on_the_ends_of_intervals_are_inside_both() -> None:

@@ -168,8 +168,8 @@ def load_split(run: Run) -> Split:
 
 
 def partition_settings(run: Run) -> dict[str, Any]:
-    """The settings that a partition depends on, beside the official images."""
-    return dict(vars(run.config.data))
+    """The settings that a partition depends on, beside the official images. Canaries change labels of shadow models alone."""
+    return {name: value for name, value in vars(run.config.data).items() if name != "canaries"}
 
 
 def _part_path(run: Run, part: str) -> Path:

@@ -6,7 +6,7 @@ from torch import nn
 
 from common.diffence.ddpm import load_reconstructor
 from common.diffence.reconstruct import Reconstructor
-from common.diffence.select import Selector
+from common.diffence.select import Selector, reorder
 from common.errors import UserError
 from common.run import Run
 from common.seeds import derive_seed, image_keys
@@ -92,13 +92,15 @@ class ProtectedClassifier(nn.Module):
         return torch.from_numpy(released).to(original)
 
     def _release_first(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        """The first candidate that qualifies, else the nearest that keeps the label, else the original prediction.
+        """The first candidate that qualifies, else the nearest that keeps the label, else the selector's fallback.
 
         Each round draws the next `draws` candidates of every image that waits, which is one without a qualifying candidate.
         """
         labels = original.argmax(1)
         released = original.clone()
         best = np.full(len(images), np.inf)  # the smallest distance among an image's candidates so far; 0 qualifies
+        nearest = np.full(len(images), np.inf)  # the same among those that lose the label, for the fallback
+        spare = original.clone()  # the nearest of these
         self.drawn = torch.zeros(len(images), dtype=torch.int64)
         for start in range(0, self.n, self.draws):
             waiting = torch.from_numpy(np.flatnonzero(best > 0))
@@ -107,11 +109,19 @@ class ProtectedClassifier(nn.Module):
             numbers = torch.arange(start, min(start + self.draws, self.n))
             rows = waiting.repeat_interleave(len(numbers))
             logits = self._candidate_logits(images, queries, rows, numbers.repeat(len(waiting)))
-            distances = self.selector.distance(logits.cpu().numpy(), labels[rows.to(labels.device)].cpu().numpy())
-            for row, distance, candidate in zip(rows.tolist(), distances, logits, strict=True):
+            array = logits.cpu().numpy()
+            distances = self.selector.distance(array, labels[rows.to(labels.device)].cpu().numpy())
+            outside = self.selector.outside(array)
+            for row, distance, any_label, candidate in zip(rows.tolist(), distances, outside, logits, strict=True):
                 if distance < best[row]:
                     best[row], released[row] = distance, candidate
+                if any_label < nearest[row]:
+                    nearest[row], spare[row] = any_label, candidate
             self.drawn[waiting] += len(numbers)
+        unmatched = torch.from_numpy(np.isinf(best)).to(original.device)
+        if self.selector.fallback == "reorder" and unmatched.any():
+            reordered = reorder(spare[unmatched].cpu().numpy(), original[unmatched].cpu().numpy())
+            released[unmatched] = torch.from_numpy(reordered).to(original)
         return released
 
     def _candidate_logits(

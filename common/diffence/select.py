@@ -5,40 +5,58 @@ logits) lies in the defender's interval. The first candidate that qualifies is r
 the same distribution as a randomly picked one. Where no candidate qualifies, the nearest to the interval that keeps the label
 is released. Where none keeps the label, the original prediction is released. So labels, and with them accuracy, do not change.
 
+The original prediction is what an attacker looks for. It is released for images that the classifier knows by heart only, such
+as a member with a wrong label. With the fallback `reorder`, the confidences of a candidate are released there instead, in the
+order of the original ones. The label and the ranks of all classes are those of the original prediction, and its confidences
+are not. It cannot hide the label itself.
+
 Scenario `average` selects nothing: it releases the average over all candidates, and labels may change.
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
-from common.config import SCENARIOS
+from common.config import SCENARIOS, Fallback
 from common.errors import UserError, check_name
 from common.metrics.privacy import phi
 from common.pair import Pair
 
-ORIGINAL = -1  # the choice where no candidate keeps the label: the original prediction is released
+ORIGINAL = -1  # the choice where no candidate keeps the label
 
 
 @dataclass(frozen=True)
 class Selector:
-    """A scenario and, for scenarios 1 and 2, its interval [low, high] of phi. Raises UserError for an unknown scenario."""
+    """A scenario and, for scenarios 1 and 2, its interval [low, high] of phi.
+
+    fallback: what is released where no candidate keeps the label. `original` is the original prediction (the paper's).
+    `reorder` is the candidate whose phi of its own label is nearest to the interval, with its logits in the order of the
+    original ones.
+
+    Raises UserError for an unknown scenario or fallback.
+    """
 
     scenario: str
     low: float = -np.inf
     high: float = np.inf
+    fallback: Fallback = "original"
 
     def __post_init__(self) -> None:
         check_name("scenario", self.scenario, SCENARIOS)
+        check_name("fallback", self.fallback, get_args(Fallback))
+
+    def outside(self, candidates: np.ndarray) -> np.ndarray:
+        """The distance of phi of the predicted class to the interval: logits [.., C] -> float64 [..], 0 inside."""
+        value = phi(candidates)
+        return np.maximum(np.maximum(self.low - value, value - self.high), 0)
 
     def distance(self, candidates: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """How far a candidate is from qualifying: logits [.., C] and the original labels [..] -> float64 [..].
 
         It is the distance of phi to the interval, 0 where the candidate qualifies and inf where it does not keep the label.
         """
-        value = phi(candidates)
-        outside = np.maximum(np.maximum(self.low - value, value - self.high), 0)
-        return np.where(candidates.argmax(-1) == labels, outside, np.inf)
+        return np.where(candidates.argmax(-1) == labels, self.outside(candidates), np.inf)
 
     def choose(self, candidates: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """The number of the released candidate: logits [n, N, C] and original labels [n] -> int64 [n].
@@ -63,8 +81,23 @@ class Selector:
         if self.scenario == "average":
             return average(candidates)
         choice = self.choose(candidates, original.argmax(-1))
-        candidate = np.take_along_axis(candidates, np.maximum(choice, 0)[:, None, None], axis=1)[:, 0]
-        return np.where(choice[:, None] == ORIGINAL, original, candidate)
+        released = np.take_along_axis(candidates, np.maximum(choice, 0)[:, None, None], axis=1)[:, 0]
+        unmatched = np.flatnonzero(choice == ORIGINAL)
+        released[unmatched] = original[unmatched]
+        if self.fallback == "reorder":
+            nearest = self.outside(candidates[unmatched]).argmin(1)
+            released[unmatched] = reorder(candidates[unmatched, nearest], original[unmatched])
+        return released
+
+
+def reorder(logits: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """The values of each row of logits [n, C], in the order of the same row of `original` [n, C].
+
+    For example, (0.3, 0.1, 4) in the order of (2, 5, 1) is (0.3, 4, 0.1). The argmax of the result is that of `original`, if
+    the largest value of `logits` is unique.
+    """
+    ranks = np.argsort(np.argsort(-original, axis=1, kind="stable"), axis=1)  # 0 is the argmax, the first of equal values
+    return np.take_along_axis(-np.sort(-logits, axis=1), ranks, axis=1)
 
 
 def average(candidates: np.ndarray) -> np.ndarray:
@@ -84,13 +117,19 @@ class CandidateLogits:
     original: np.ndarray
     candidates: np.ndarray
 
+    def at(self, index: np.ndarray) -> "CandidateLogits":
+        """The logits of the images at `index` and of their candidates."""
+        return CandidateLogits(self.original[index], self.candidates[index])
+
     @property
     def keeps_label(self) -> np.ndarray:
         """Which candidates keep the label of their original, bool [n, N]."""
         return self.candidates.argmax(-1) == self.original.argmax(-1)[:, None]
 
 
-def fit_selector(scenario: str, fit: Pair[CandidateLogits], grid: int = 20, js_bins: int = 100) -> Selector:
+def fit_selector(
+    scenario: str, fit: Pair[CandidateLogits], grid: int = 20, js_bins: int = 100, fallback: Fallback = "original"
+) -> Selector:
     """The selector of a scenario (paper Section III-B2), fitted on the defender's members and non-members.
 
     Scenario 1 compares all intervals between two of the `interval_ends`. It takes the interval for which the released phi of
@@ -99,14 +138,14 @@ def fit_selector(scenario: str, fit: Pair[CandidateLogits], grid: int = 20, js_b
     no membership. Raises UserError where no candidate of a side in use keeps its label.
     """
     if scenario not in ("1", "2"):
-        return Selector(scenario)
+        return Selector(scenario, fallback=fallback)
     if scenario == "2":
         members = label_keeping_phi(fit.members, "members")
-        return Selector(scenario, float(members.min()), float(members.mean()))
+        return Selector(scenario, float(members.min()), float(members.mean()), fallback)
     ends = interval_ends(fit, grid)
-    best = int(np.argmin(interval_divergences(fit, ends, js_bins)))
+    best = int(np.argmin(interval_divergences(fit, ends, js_bins, fallback)))
     first, last = np.triu_indices(grid + 1, k=1)
-    return Selector(scenario, float(ends[first[best]]), float(ends[last[best]]))
+    return Selector(scenario, float(ends[first[best]]), float(ends[last[best]]), fallback)
 
 
 def interval_ends(fit: Pair[CandidateLogits], grid: int) -> np.ndarray:
@@ -131,12 +170,14 @@ def label_keeping_phi(side: CandidateLogits, name: str) -> np.ndarray:
     return values
 
 
-def interval_divergences(fit: Pair[CandidateLogits], ends: np.ndarray, bins: int) -> np.ndarray:
+def interval_divergences(
+    fit: Pair[CandidateLogits], ends: np.ndarray, bins: int, fallback: Fallback = "original"
+) -> np.ndarray:
     """Jensen-Shannon divergence between the released phi of members and of non-members, for each interval: float64 [I], nats.
 
     The intervals lie between any two of the `ends`, in the order of np.triu_indices(len(ends), k=1).
     """
-    released = fit.map(lambda side: released_phi(side, ends))
+    released = fit.map(lambda side: released_phi(side, ends, fallback))
     low, high = min(values.min() for values in released), max(values.max() for values in released)
     counts = [_histograms(values, low, high, bins) for values in released]
     p, q = (count / count.sum(1, keepdims=True) for count in counts)
@@ -144,7 +185,7 @@ def interval_divergences(fit: Pair[CandidateLogits], ends: np.ndarray, bins: int
     return (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
 
 
-def released_phi(side: CandidateLogits, ends: np.ndarray) -> np.ndarray:
+def released_phi(side: CandidateLogits, ends: np.ndarray, fallback: Fallback = "original") -> np.ndarray:
     """phi that `Selector.release` would release for each of n inputs under each interval between two ends: float64 [I, n].
 
     Trying each interval on its own would go through all candidates I times. Instead, the K ends cut the line into 2K + 1 cells:
@@ -157,7 +198,10 @@ def released_phi(side: CandidateLogits, ends: np.ndarray) -> np.ndarray:
     released. Where all cells of an interval are empty, the nearest candidate is released: the largest phi below a or the
     smallest above b.
     """
-    value = np.where(side.keeps_label, phi(side.candidates), np.nan)
+    usable = side.keeps_label
+    if fallback == "reorder":  # where no candidate keeps the label, each of them lends its confidences
+        usable = usable | ~usable.any(1, keepdims=True)
+    value = np.where(usable, phi(side.candidates), np.nan)
     inputs, n = value.shape
     # NaN, a candidate that does not keep the label, sorts above all ends, into the last cell, which is in no interval.
     cell = np.searchsorted(ends, value, side="left") + np.searchsorted(ends, value, side="right")

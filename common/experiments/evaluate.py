@@ -79,7 +79,8 @@ def evaluate(run: Run, defense: str, protocol: str, scenarios: list[str]) -> lis
 def fit_on_pool(run: Run, collected: Pair[LabelledLogits], pools: Pools, scenario: str) -> Selector:
     """The selector of a scenario, fitted on the defender's points."""
     config = run.config.diffence
-    return fit_selector(scenario, collected.map(lambda side: side.take(pools.fit)), config.grid, config.js_bins)
+    fit = collected.map(lambda side: side.take(pools.fit))
+    return fit_selector(scenario, fit, config.grid, config.js_bins, config.fallback)
 
 
 def defend(
@@ -102,13 +103,13 @@ def defend(
 
 def apply_post_inference(defense: PostInference, logits: Pair[np.ndarray]) -> Pair[np.ndarray]:
     """Apply a post-inference defense to released logits [n, C] (paper Section III-B4). Each image is one query."""
+    return Pair(*SIDES).map(lambda side, of: release(defense, of, query_ids(side, range(len(of))).numpy()), logits)
+
+
+def release(defense: PostInference, logits: np.ndarray, keys: Ints) -> np.ndarray:
+    """The released log-probabilities [n, C] of a post-inference defense, from logits [n, C] of the queries `keys` int64 [n]."""
     device = next(defense.parameters()).device
-
-    def of_side(side: str, released: np.ndarray) -> np.ndarray:
-        keys = query_ids(side, range(len(released)))
-        return defense.release(torch.from_numpy(released).to(device), keys).cpu().numpy()
-
-    return Pair(*SIDES).map(of_side, logits)
+    return defense.release(torch.from_numpy(logits).to(device), torch.from_numpy(keys)).cpu().numpy()
 
 
 def attack(run: Run, pools: Pools, defended: DefendedOutputs, protocol: str) -> dict[str, Scores]:

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from common.config import require
+from common.data import DATASETS
 from common.data.partition import Examples, Split
 from common.defenses import DEFENSES
+from common.experiments.canaries import plant_canaries
 from common.run import Run
 from common.seeds import derive_seed
 from common.training.targets import model_path
@@ -61,7 +63,7 @@ def train_shadow(run: Run, split: Split, defense: str, index: int) -> None:
 
     The half of the pool that it is not trained on are its reference images.
     """
-    pool = shadow_pool(split)
+    pool = plant_canaries(shadow_pool(split), run.config.data, DATASETS[run.dataset].classes)
     mask = torch.from_numpy(in_mask(index, len(pool), run.seed))
     shadow_split = Split(pool.take(mask), pool.take(~mask), split.non_members)
     shadow = shadow_run(run, index)

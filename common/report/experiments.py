@@ -1,5 +1,6 @@
 """The tables of label-only attacks and of attacks on Diffence itself."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -80,3 +81,41 @@ def intervals_markdown(row: dict[str, Any]) -> str:
             as_markdown(pd.DataFrame(draws)),
         ]
     )
+
+
+def worst_case_markdown(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows of common/experiments/worst_case.py as a table with a line for each row and group of points.
+
+    The best attack is the one with the largest TPR at 0.1% FPR; on ties, the one with the larger AUC.
+    """
+    lines = []
+    for row in rows:
+        for group in ("canaries", "controls"):
+            facts = row[group]
+            best = max(facts["attacks"], key=lambda name: (tpr_of(facts, name)["rate"], facts["attacks"][name]["auc"]))
+            no_match = facts["no_match"]
+            lines.append(
+                {
+                    "defense": row["defense"],
+                    "Diffence": "without" if row["scenario"] is None else SCENARIO_TITLES[row["scenario"]],
+                    "points": {"canaries": "canaries", "controls": "random images"}[group],
+                    "best attack": best,
+                    "TPR @0.1%FPR": _rate_text(tpr_of(facts, best)),
+                    "TPR @1%FPR": _rate_text(tpr_of(facts, best, "0.01")),
+                    "AUC": f"{facts['attacks'][best]['auc']:.3f}",
+                    "lira-online": _rate_text(tpr_of(facts, "lira-online")),
+                    "gap AUC": f"{facts['attacks']['correctness']['auc']:.3f}",
+                    "no match (mem./non)": f"{100 * no_match['members']:.1f}% / {100 * no_match['non_members']:.1f}%",
+                }
+            )
+    return as_markdown(pd.DataFrame(lines))
+
+
+def tpr_of(facts: dict[str, Any], attack: str, fpr: str = "0.001") -> dict[str, Any]:
+    """The TPR of an attack in the part of a row of worst_case about a group of points."""
+    rate: dict[str, Any] = facts["attacks"][attack]["tpr_at"][fpr]
+    return rate
+
+
+def _rate_text(rate: dict[str, Any]) -> str:
+    return "{:.1f}% [{:.1f}, {:.1f}]".format(*(100 * value for value in (rate["rate"], *rate["interval"])))
