@@ -194,6 +194,7 @@ def test_options_refuse(wrong: dict) -> None:
         NNOptions(**wrong)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_nn_agrees_on_the_gpu() -> None:
     known = Pair(planted(60, 1, seed=90), planted(60, 0, seed=91))
