@@ -8,6 +8,7 @@ from conftest import ROOT
 from common.report import claim_rules as rules
 from common.report.claim_rules import Evidence, Results
 from common.report.claims import CLAIMS, Claim, claims_page, evidence_for, load_results, verdict
+from common.report.load import read_rows
 
 MET, MISSED = Evidence("here", "1", True), Evidence("there", "0", False)
 DIFFENCE_CLAIM = Claim("a claim", "Section I", "A test.", lambda results: [])
@@ -126,7 +127,7 @@ def test_intervals_are_judged_by_rank_correlation_and_by_later_hits() -> None:
 
 def test_no_claim_with_a_rule_lacks_rows() -> None:
     """Should the rows of a claim get lost, this fails; that docs/claims.md is not stale, test_tables.py shows."""
-    results = load_results(ROOT)
+    results = load_results(read_rows(ROOT))
     lacking = [claim.title for claim in CLAIMS if claim.rule and not evidence_for(claim, results)]
     assert lacking == []
 

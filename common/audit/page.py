@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from common.attacks.shadow import population_warnings
 from common.metrics.privacy import pool_warnings
 from common.report.experiments import attack_columns
+from common.report.page_style import STYLE
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -19,25 +20,7 @@ PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Membership inference audit</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c2530; max-width: 62rem; margin: 2rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.7rem; margin: 0; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p, li { max-width: 50rem; }
-.small { color: #55606e; font-size: .88rem; }
-.verdict, .warnings { border-left: 4px solid #2b6cb0; background: #f1f6fb; padding: .7rem 1.1rem; margin: 1.2rem 0; }
-.warnings { border-color: #b7791f; background: #fdf6e7; }
-.verdict p, .warnings p { margin: .3rem 0; max-width: none; }
-.verdict p:first-child { font-weight: 600; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .36rem .6rem; text-align: right; border-bottom: 1px solid #dfe5ec; white-space: nowrap; }
-th { font-weight: 600; border-bottom: 2px solid #9aa7b5; vertical-align: bottom; white-space: normal; }
-th:first-child, td:first-child { text-align: left; }
-tr.best td { background: #f1f6fb; font-weight: 600; }
-img { max-width: 100%; }
-code { font-size: .92em; overflow-wrap: anywhere; }
-</style>
+<style>{{ style|safe }}</style>
 </head>
 <body>
 <h1>Membership inference audit</h1>
@@ -46,7 +29,7 @@ code { font-size: .92em; overflow-wrap: anywhere; }
 <div class="verdict">{% for sentence in row.summary %}<p>{{ sentence }}</p>{% endfor %}</div>
 {% if row.warnings %}<div class="warnings">{% for sentence in row.warnings %}<p>{{ sentence }}</p>{% endfor %}</div>{% endif %}
 <h2>Attacks</h2>
-<div class="wide"><table>
+<div class="wide" tabindex="0" role="region" aria-label="Table"><table>
 <thead><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for line in table.values %}
 <tr{{ ' class="best"'|safe if line[0] == row.best }}>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
@@ -62,7 +45,7 @@ overlap, an attack on the confidence alone has to guess.</p>
 <p class="small">The scored members with the highest scores under the attack <b>{{ row.best }}</b>. Positions in
 <code>{{ row.files.members.path }}</code> count from 0. The last column says how many of the {{ row.scored.non_members }} scored
 non-members have the same or a higher score.</p>
-<div class="wide"><table>
+<div class="wide" tabindex="0" role="region" aria-label="Table"><table>
 <thead><tr><th>position</th><th>label</th><th>predicted</th><th>p of label</th><th>score</th>
 <th>non-members at or above</th></tr></thead>
 <tbody>{% for record in row.most_exposed %}
@@ -97,7 +80,7 @@ def render(row: dict[str, Any], pictures: dict[str, bytes]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     encoded = {name: b64encode(png).decode() for name, png in pictures.items()}
     return environment.from_string(PAGE).render(
-        row=row, table=attack_table(row), pictures=encoded, fpr=f"{100 * row['fpr']:g}%"
+        row=row, table=attack_table(row), pictures=encoded, fpr=f"{100 * row['fpr']:g}%", style=STYLE
     )
 
 

@@ -3,8 +3,10 @@
 To add a claim, write a rule in claim_rules.py and an entry of CLAIMS.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.report.claim_rules import (
     Evidence,
@@ -26,7 +28,7 @@ from common.report.claim_rules import (
     scenarios_in_order,
     selena_is_best,
 )
-from common.report.load import rows_of_kind
+from common.report.load import of_kind, read_rows
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,11 @@ CLAIMS = (
 )
 
 
-def load_results(root: Path) -> Results:
-    """The rows under `root`/results with seed 0, protocol clean, and no setting changed but the number of shadow models."""
+def load_results(rows: Iterable[dict[str, Any]]) -> Results:
+    """Of the rows those with seed 0, protocol clean, and no setting changed but the number of shadow models."""
+    rows = list(rows)
     results = Results()
-    for row in rows_of_kind(root, "evaluation"):
+    for row in of_kind(rows, "evaluation"):
         shadows = row["config"]["attack"]["shadows"]
         if row["seed"] or row["protocol"] != "clean" or row["overrides"] not in ([], [f"attack.shadows={shadows}"]):
             continue
@@ -215,8 +218,7 @@ def load_results(root: Path) -> Results:
         settings = results.with_shadows if shadows else results.evaluations
         settings.setdefault(f"{row['dataset']}, {row['profile']}", {})[row["defense"], scenario] = row
     for kind in ("label_only", "intervals"):
-        rows = rows_of_kind(root, kind)
-        results.by_kind[kind] = [row for row in rows if not row["seed"] and not row["overrides"]]
+        results.by_kind[kind] = [row for row in of_kind(rows, kind) if not row["seed"] and not row["overrides"]]
     return results
 
 
@@ -237,7 +239,7 @@ def verdict(claim: Claim, evidence: list[Evidence]) -> str:
 
 def claims_page(root: Path) -> str:
     """The page, from the rows under `root`/results."""
-    results = load_results(root)
+    results = load_results(read_rows(root))
     judged = [(claim, evidence_for(claim, results)) for claim in CLAIMS]
     summary = ["| claim | paper | verdict |", "| --- | --- | --- |"]
     for number, (claim, evidence) in enumerate(judged, start=1):

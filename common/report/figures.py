@@ -1,39 +1,57 @@
-"""Pictures: ROC curves, histograms of phi without and with Diffence (paper Figures 3 and 4), utility against privacy."""
+"""The pictures that an evaluation, an audit or a grid writes: ROC curves, histograms of phi, reliability, utility against privacy.
+
+The figures of the paper, which are made from rows, are in distributions.py, trade_offs.py and ablations.py.
+"""
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from sklearn.metrics import roc_curve
 
 from common.attacks import Outputs, Scores
-from common.files import atomic_write
 from common.metrics.calibration import calibration_bins, ece
 from common.metrics.privacy import phi
 from common.pair import Pair
-
-matplotlib.use("Agg")  # no screen needed
-import matplotlib.pyplot as plt
+from common.report.rows import parse_result_file
+from common.report.style import (
+    ATTACK_STYLES,
+    ATTACK_TITLES,
+    COLUMN,
+    DATASET_TITLES,
+    DEFENSE_TITLES,
+    DIFFENCE_STYLES,
+    DIFFENCE_TITLES,
+    MEMBER_STYLES,
+    PAGE,
+    PHI,
+    PHI_FORMULA,
+    new_figure,
+    save_figure,
+    title_of,
+)
 
 
 def draw_roc(path: Path, title: str, scores: dict[str, Scores]) -> None:
-    """ROC curves of all attacks, on linear and on logarithmic axes. Confidence is dashed, because loss ranks points alike."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    """ROC curves of all attacks, on linear and on logarithmic axes. Loss and confidence rank points alike.
+
+    `title` is a sentence, or the file name of a result, which is put into words.
+    """
+    figure, ((linear, logarithmic),) = new_figure(1, 2, PAGE, 3.4)
     for name, attack_scores in scores.items():
         scored = attack_scores.scored
         membership = np.repeat([1, 0], [*scored.map(len)])
         fpr, tpr, _ = roc_curve(membership, np.concatenate([*scored]))
-        for axis in axes:
-            axis.plot(fpr, tpr, label=name, linestyle="--" if name == "confidence" else "-")
+        for axis in (linear, logarithmic):
+            axis.plot(fpr, tpr, label=title_of(ATTACK_TITLES, name), **ATTACK_STYLES.get(name, {}))
     smallest = min(0.5 / len(attack_scores.scored.non_members) for attack_scores in scores.values())
-    for axis in axes:
-        axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":", label="guessing")
+    for axis in (linear, logarithmic):
+        diagonal = np.geomspace(smallest, 1)
+        axis.plot(diagonal, diagonal, color="grey", linewidth=0.8, linestyle=":", label="guessing")
         axis.set(xlabel="FPR", ylabel="TPR")
-    axes[1].plot(np.geomspace(smallest, 1), np.geomspace(smallest, 1), color="grey", linewidth=0.8, linestyle=":")
-    axes[1].set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1))
-    axes[0].legend(loc="lower right")
-    figure.suptitle(title)
-    _save(figure, path)
+    logarithmic.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1))
+    linear.legend(loc="lower right")
+    figure.suptitle(_result_title(title))
+    save_figure(figure, path)
 
 
 def draw_phi(
@@ -45,25 +63,24 @@ def draw_phi(
     """Histograms of phi of members and of non-members, with a panel for each name (paper Figures 3 and 4).
 
     `logits` are those of the members [n, C] and of the non-members [m, C]. phi is that of the classes `labels` [n] and [m], or
-    by default that of the predicted class, as in the paper's figures.
+    by default that of the predicted class, as in the paper's figures. A name is that of a result's file, or free text.
     """
     values = {name: pair.map(phi, labels) if labels else pair.map(phi) for name, pair in logits.items()}
     pooled = np.concatenate([side for pair in values.values() for side in pair])
     low, high = np.quantile(pooled, [0.002, 0.998])
     if low == high:  # nearly all points have the same phi: use the full range, so that the others are visible
         low, high = pooled.min(), pooled.max() + 1
-    bins = np.linspace(float(low), float(high), 50)
-    figure, axes = plt.subplots(
-        1, len(values), figsize=(4.2 * len(values), 3.6), sharey=True, layout="constrained", squeeze=False
-    )
-    for axis, (name, (members, non_members)) in zip(axes[0], values.items(), strict=True):
-        axis.hist(members, bins, density=True, alpha=0.55, label="members")
-        axis.hist(non_members, bins, density=True, alpha=0.55, label="non-members")
-        axis.set(title=name, xlabel="phi")
-    axes[0, 0].set_ylabel("density")
-    axes[0, 0].legend()
-    figure.suptitle(title)
-    _save(figure, path)
+    bins = np.linspace(float(low), float(high), 50).tolist()
+    width = COLUMN if len(values) == 1 else PAGE
+    figure, (axes,) = new_figure(1, len(values), width, 2.2, sharey=True)
+    for axis, (name, sides) in zip(axes, values.items(), strict=True):
+        for side, (side_name, style) in zip(sides, MEMBER_STYLES.items(), strict=True):
+            axis.hist(side, bins, density=True, histtype="stepfilled", label=side_name, edgecolor="white", linewidth=0, **style)
+        axis.set(title=_panel_title(name), xlabel=PHI_FORMULA if len(values) == 1 else PHI)
+    axes[0].set_ylabel("density")
+    axes[0].legend()
+    figure.suptitle(_data_and_defense(title))
+    save_figure(figure, path)
 
 
 def draw_reliability(path: Path, title: str, predictions: dict[str, Outputs]) -> None:
@@ -71,23 +88,23 @@ def draw_reliability(path: Path, title: str, predictions: dict[str, Outputs]) ->
 
     On the diagonal, a prediction with confidence p is right with probability p. Bars below it are overconfident.
     """
-    figure, axes = plt.subplots(
-        1, len(predictions), figsize=(4.2 * len(predictions), 4.2), sharey=True, layout="constrained", squeeze=False
-    )
-    for axis, (name, outputs) in zip(axes[0], predictions.items(), strict=True):
+    figure, (axes,) = new_figure(1, len(predictions), len(predictions) * PAGE / 4, 2.6, sharey=True)
+    for axis, (name, outputs) in zip(axes, predictions.items(), strict=True):
         bins = calibration_bins(outputs.probabilities, outputs.labels)
         centres = (np.arange(len(bins.counts)) + 0.5) / len(bins.counts)
-        axis.bar(centres, np.nan_to_num(bins.accuracy), width=0.9 / len(centres), alpha=0.6, label="accuracy")
-        axis.plot(bins.confidence, bins.confidence, "o", color="C1", label="confidence")
+        color = DIFFENCE_STYLES[_scenario(name)]["color"]
+        axis.bar(centres, np.nan_to_num(bins.accuracy), width=0.9 / len(centres), color=color, alpha=0.6, label="accuracy")
+        axis.plot(bins.confidence, bins.confidence, "o", color="black", markersize=3, label="confidence")
         axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
         for centre, count in zip(centres, bins.counts, strict=True):
-            axis.text(centre, 1.02, f"{count}", ha="center", fontsize=7)
+            axis.text(centre, 1.03, f"{count}", ha="center", va="bottom", rotation=90, fontsize=7)
         gap = ece(outputs.probabilities, outputs.labels)
-        axis.set(title=f"{name}\nECE {gap:.3f}", xlabel="confidence", xlim=(0, 1), ylim=(0, 1.08))
-    axes[0, 0].set_ylabel("accuracy (above: predictions in the bin)")
-    axes[0, 0].legend(loc="center left")
-    figure.suptitle(title)
-    _save(figure, path)
+        axis.set(title=f"{_panel_title(name)}\nECE {gap:.3f}", xlabel="confidence", xlim=(0, 1), ylim=(0, 1.25))
+        axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes[0].set_ylabel("accuracy\n(above: predictions)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(_data_and_defense(title))
+    save_figure(figure, path)
 
 
 def draw_trade_off(
@@ -97,18 +114,35 @@ def draw_trade_off(
 
     `points` and `undefended` are (test accuracy, largest AUC of any attack), both 0..1.
     """
-    figure, axis = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
+    figure, ((axis,),) = new_figure(1, 1, 5.0, 3.8)
     for name, point in points.items():
-        axis.scatter(*point, color="C0")
+        axis.plot(*point, "o", color=DIFFENCE_STYLES[None]["color"])
         axis.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axis.plot(*zip(*sorted(points[name] for name in front), strict=True), "o-", color="C1", label="Pareto front")
+    axis.plot(*zip(*sorted(points[name] for name in front), strict=True), "o-", color="#d55e00", label="Pareto front")
     axis.margins(0.12)
-    axis.scatter(*undefended, marker="*", s=180, color="black", label="undefended")
+    axis.plot(*undefended, marker="*", markersize=12, color="black", linestyle="", label="undefended")
     axis.set(xlabel="test accuracy", ylabel="best attack AUC (lower = more private)", title=title)
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
-    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=110))
-    plt.close(figure)
+def _scenario(name: str) -> str | None:
+    """The scenario of a result's file name; None is without Diffence, or no such name."""
+    parsed = parse_result_file(name)
+    return parsed[1] if parsed else None
+
+
+def _panel_title(name: str) -> str:
+    """The title of the panel of a result: its scenario."""
+    return DIFFENCE_TITLES[_scenario(name)] if parse_result_file(name) else name
+
+
+def _result_title(name: str) -> str:
+    """`HAMP, Diffence, scenario 1` for `hamp_w_Diffence`; other text stays as it is."""
+    parsed = parse_result_file(name)
+    return f"{title_of(DEFENSE_TITLES, parsed[0])}, {DIFFENCE_TITLES[parsed[1]]}" if parsed else name
+
+
+def _data_and_defense(title: str) -> str:
+    """`CIFAR-10, HAMP` for `cifar10, hamp`; other text stays as it is."""
+    return ", ".join(title_of(DATASET_TITLES | DEFENSE_TITLES, part) for part in title.split(", "))

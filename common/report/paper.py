@@ -1,6 +1,7 @@
 """The paper's Table III, and our rows beside it."""
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,48 @@ PAPER_DEFENSES = ("undefended", "selena", "advreg", "hamp", "relaxloss", "dpsgd"
 PaperLines = dict[tuple[str, str], dict[Hashable, Any]]  # by defense and by scenario as in `name_columns`
 
 
-def paper_table(root: Path) -> pd.DataFrame:
-    """Table III: defense, scenario, accuracy_delta (points), auc and accuracy (percent)."""
+def read_paper(root: Path) -> pd.DataFrame:
+    """Every number of the paper that results/paper.csv holds: a line for each, as the head of that file says."""
     path = root / "results" / "paper.csv"
     if not path.is_file():
         raise UserError(f"{path} is missing. Get it back with: git checkout results")
-    cells = pd.read_csv(path, comment="#")
+    return pd.read_csv(path, comment="#")
+
+
+@dataclass(frozen=True)
+class PaperNumbers:
+    """The numbers of the paper, to look up."""
+
+    values: dict[
+        tuple[str, ...], float
+    ]  # by source, data set, model, defense, diffence, attack and metric; "" = does not apply
+
+    def find(
+        self,
+        source: str,
+        metric: str,
+        *,
+        dataset: str = "average",
+        model: str = "resnet18",
+        defense: str = "undefended",
+        diffence: str = "without",
+        attack: str = "",
+    ) -> float | None:
+        """A number in the paper's unit, None where it prints none."""
+        return self.values.get((source, dataset, model, defense, diffence, attack, metric))
+
+
+def paper_numbers(root: Path) -> PaperNumbers:
+    """The numbers of results/paper.csv under `root`."""
+    keys = ["source", "dataset", "model", "defense", "diffence", "attack", "metric"]
+    table = read_paper(root)
+    names = table[keys].fillna("").astype(str).itertuples(index=False, name=None)
+    return PaperNumbers(dict(zip(names, table["value"].astype(float), strict=True)))
+
+
+def paper_table(root: Path) -> pd.DataFrame:
+    """Table III: defense, scenario, accuracy_delta (points), auc and accuracy (percent)."""
+    cells = read_paper(root)
     cells = cells[cells["source"] == "Table III"]
     table = cells.pivot(index=["defense", "diffence"], columns="metric", values="value")
     scenarios = ["without", *SCENARIO_TITLES.values()][:4]

@@ -1,0 +1,277 @@
+"""report.html: what the rows show, on one page that needs nothing else.
+
+The page is a single file with its pictures inside. It has no script and loads nothing.
+"""
+
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from common.report import row_metrics
+from common.report.claims import CLAIMS, evidence_for, load_results, verdict
+from common.report.editions import Edition, StoredRow, measure_over_seeds
+from common.report.page_style import STYLE
+from common.report.paper import PaperNumbers
+from common.report.publish import Publication, runs_table
+from common.report.style import DATASET_TITLES, title_of
+from common.report.tables import html
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Diffence: what these runs show</title>
+<style>{{ style|safe }}
+.skip { position: absolute; left: -99rem; }
+.skip:focus { left: 1rem; top: .5rem; background: var(--back); padding: .4rem .8rem; z-index: 1; }
+nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); gap: 1rem; margin: 1.2rem 0; }
+.card { background: var(--tint); border-top: 4px solid var(--accent); padding: .9rem 1.1rem; }
+.card h3 { margin: 0 0 .4rem; }
+.big { font-size: 2rem; font-weight: 650; line-height: 1.2; margin: .2rem 0; font-variant-numeric: tabular-nums; }
+.card p { margin: .25rem 0; }
+tr.paper > * { font-style: italic; color: var(--soft); }
+.text td, .text th { text-align: left; white-space: normal; vertical-align: top; min-width: 4.5rem; }
+figure { margin: 1rem 0; }
+details { border: 1px solid var(--line); border-radius: 4px; margin: .6rem 0; padding: 0 .9rem; }
+summary { cursor: pointer; padding: .5rem 0; }
+details > :last-child { margin-bottom: .9rem; }
+.holds { color: var(--good); font-weight: 600; } .fails { color: var(--bad); font-weight: 600; } .part { color: var(--warn);
+  font-weight: 600; } .open { color: var(--soft); font-weight: 600; }
+.notes { padding-left: 1.1rem; } .notes li { color: var(--soft); font-size: .88rem; }
+</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<header>
+<h1>Diffence: what these runs show</h1>
+<p class="small">Y. Peng, A. Naseh, A. Houmansadr, "DIFFENCE: Fencing Membership Privacy With Diffusion Models", NDSS 2025,
+reproduced. A membership inference attack asks which images a classifier was trained on. Diffence re-generates each image before
+the classifier sees it. Every number of ours on this page is computed from {{ rows }} stored rows.</p>
+</header>
+<nav aria-label="Contents"><ul>
+{% for anchor, title in contents %}<li><a href="#{{ anchor }}">{{ title }}</a></li>
+{% endfor %}</ul></nav>
+<main id="main" tabindex="-1">
+<h2 id="headline">In short</h2>
+{% if headlines %}<div class="cards">
+{% for card in headlines %}<section class="card"><h3>{{ card.title }}</h3>
+<p>Best attack without Diffence, then in {{ card.scenario }} (AUC):</p>
+<p class="big">{{ card.without }} → {{ card.protected }}</p>
+{% for line in card.lines %}<p>{{ line }}</p>
+{% endfor %}</section>
+{% endfor %}</div>
+{% else %}<p>There is no evaluation of the undefended classifier with Diffence yet.</p>{% endif %}
+<p>Undefended classifier, {{ edition }}. AUC is the chance that the attack scores a member above a non-member; 0.5 is guessing.
+Best is the best of the paper's five attacks. The floor is what right and wrong labels alone give away; Diffence keeps every label,
+so it cannot go below.</p>
+<p class="small">These five are not the strongest attacks there are, and an attack is a lower bound on what leaks.</p>
+{% if claims %}
+<h2 id="claims">The paper's claims</h2>
+<p>Each verdict follows from the rows by the stated test: a claim <em>holds</em> where every setting meets the test, <em>in
+part</em> where some do, <em>not here</em> where none does.</p>
+{% for claim in claims %}<details><summary>{{ loop.index }}. {{ claim.title }}:
+<span class="{{ claim.kind }}">{{ claim.verdict }}</span></summary>
+<p class="small">{{ claim.section }}</p>
+<p>Test: {{ claim.test }}</p>
+{% if claim.evidence %}<ul>{% for one in claim.evidence %}<li>{{ one.where }}: {{ one.figures }}. <b>{{ "Met" if one.holds else
+"Not met" }}.</b></li>{% endfor %}</ul>{% else %}<p>{{ claim.missing }}</p>{% endif %}
+</details>
+{% endfor %}{% endif %}
+{% if tables %}
+<h2 id="tables">Tables</h2>
+<p>Lines in italics are the paper's. A letter in brackets leads to the command that makes the missing number. The interval of a
+number is shown when you point at it, and is in the CSV file.</p>
+{% for group in tables %}
+<h3 id="{{ group.anchor }}">{{ group.label }}</h3>
+{% for table in group.tables %}{% if not loop.first %}<details><summary>{{ group.label }}, {{ table.edition }}</summary>
+{% else %}<p class="small">{{ table.edition }}</p>{% endif %}
+{% if table.html %}<div class="wide" tabindex="0" role="region" aria-label="{{ group.label }}, {{ table.edition }}">
+{{ table.html }}</div>
+<ul class="notes">{% for note in table.notes %}<li>{{ note }}</li>{% endfor %}</ul>
+{% else %}<p>{{ table.title }}. {{ table.missing }}</p>{% endif %}
+{% if not loop.first %}</details>{% endif %}
+{% endfor %}{% endfor %}{% endif %}
+{% if figures %}
+<h2 id="figures">Figures</h2>
+{% for figure in figures %}
+<h3 id="{{ figure.anchor }}">{{ figure.label }}</h3>
+{% if figure.png %}<figure><img alt="{{ figure.title }}. {{ figure.plain }}" src="data:image/png;base64,{{ figure.png }}"
+width="{{ figure.width }}" height="{{ figure.height }}" loading="lazy">
+<figcaption><b>{{ figure.title }}.</b> {{ figure.caption }} ({{ figure.edition }})</figcaption></figure>
+{% if figure.numbers %}<details><summary>{{ figure.label }} in numbers, beside the paper's text</summary>
+<div class="wide" tabindex="0" role="region" aria-label="{{ figure.label }} in numbers">{{ figure.numbers }}</div></details>
+{% endif %}{% else %}<p>{{ figure.title }}. {{ figure.missing }}</p>{% endif %}
+{% endfor %}{% endif %}
+<h2 id="runs">What was run on what</h2>
+<div class="wide text" tabindex="0" role="region" aria-label="Runs"><table><thead><tr>{% for name in runs.columns %}<th scope="col">
+{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for line in runs.values %}<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
+<h2 id="rerun">Run it again</h2>
+<p>From the root of the repository, at the commit of the row:</p>
+<ul>
+{% for command in commands %}<li><code>{{ command }}</code></li>
+{% endfor %}</ul>
+<p>Jobs that are done are skipped, and a stopped command continues. <code>docs/reproduce.md</code> has every option.</p>
+</main>
+</body>
+</html>
+"""
+
+KINDS = {"holds": "holds", "holds in part": "part", "does not hold here": "fails"}  # the class of a verdict
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The undefended classifier of one data set: the AUC without Diffence and in a scenario, and sentences."""
+
+    title: str
+    scenario: str
+    without: str
+    protected: str
+    lines: tuple[str, ...]
+
+
+def report_page(rows: Sequence[StoredRow], publication: Publication, drawn: dict[str, Path], paper: PaperNumbers) -> str:
+    """The page. `drawn` are the PNG files of the figures, by number; without tables and figures it has the rest."""
+    cards = next((found for edition in publication.editions if (found := headlines(edition))), (None, []))
+    sections = [("headline", "In short"), ("claims", "Claims"), ("tables", "Tables"), ("figures", "Figures")]
+    sections += [("runs", "What was run"), ("rerun", "Run it again")]
+    claims = _claims(rows)
+    present = {"claims": claims, "tables": publication.tables, "figures": publication.figures}
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string(PAGE).render(
+        style=STYLE,
+        rows=f"{len(rows):,}",
+        contents=[(anchor, title) for anchor, title in sections if present.get(anchor, True)],
+        headlines=cards[1] and [*cards[1], *_paper_headline(paper)],
+        edition=(cards[0] or publication.editions[0]).title,
+        claims=claims,
+        tables=[_table_group(number, publication) for number in publication.tables],
+        figures=[_figure(number, publication, drawn) for number in publication.figures],
+        runs=runs_table(publication.editions),
+        commands=_commands(publication.editions),
+    )
+
+
+def headlines(edition: Edition) -> tuple[Edition, list[Headline]] | None:
+    """A card for each data set of the edition that has the undefended classifier without and with Diffence, else None."""
+    cards = []
+    for dataset in edition.datasets:
+        rows = {
+            scenario: edition.find("evaluation", dataset=dataset, defense="undefended", scenario=scenario)
+            for scenario in (None, "1", "2", "3")
+        }
+        protected = [scenario for scenario, found in rows.items() if scenario and found]
+        if rows[None] and protected:
+            cards.append(_headline(dataset, rows, protected))
+    return (edition, cards) if cards else None
+
+
+def _headline(dataset: str, rows: dict[str | None, list[StoredRow]], scenarios: list[str]) -> Headline:
+    aucs = {one: measure_over_seeds(rows[one], row_metrics.best_auc) for one in (None, *scenarios)}
+    accuracy = measure_over_seeds(rows[None], row_metrics.test_accuracy)
+    floor = measure_over_seeds(rows[None], row_metrics.gap_floor)
+    assert accuracy and floor
+    changed = [sum(stored.row["diffence"]["labels_changed"].values()) for one in scenarios for stored in rows[one]]
+    answers = sum(sum(stored.row["scored"].values()) for one in scenarios for stored in rows[one])
+    seeds = len(rows[None])
+    shown = {one: f"{found.value:.3f}" for one, found in aucs.items() if found}
+    spreads = [
+        f"± {found.sd if found.sd is not None else found.half_width or 0:.3f}"
+        for one in (None, scenarios[0])
+        if (found := aucs[one])
+    ]
+    meaning = f"standard deviation over {seeds} seeds" if seeds > 1 else "95% interval, one seed"
+    unchanged = ", so accuracy is unchanged" if not sum(changed) else ""
+    lines = [
+        f"{' and '.join(spreads)} ({meaning}).",
+        f"Floor: {floor.value:.3f}.",
+        f"Test accuracy {100 * accuracy.value:.1f}%. Diffence changed {sum(changed):,} of {answers:,} labels{unchanged}.",
+    ]
+    others = [f"Scenario {one}: {shown[one]}." for one in scenarios[1:]]
+    title = title_of(DATASET_TITLES, dataset)
+    return Headline(title, f"scenario {scenarios[0]}", shown[None], shown[scenarios[0]], (*lines, " ".join(others)))
+
+
+def _paper_headline(paper: PaperNumbers) -> list[Headline]:
+    """The paper's card, from its Table III."""
+    scenarios = ("without", "scenario 1", "scenario 2", "scenario 3")
+    aucs = [paper.find("Table III", "auc", diffence=one, attack="best") for one in scenarios]
+    first, *protected = [f"{auc / 100:.3f}" for auc in aucs if auc is not None]
+    lines = ("Average over CIFAR-10, CIFAR-100 and SVHN.", f"Scenario 2: {protected[1]}. Scenario 3: {protected[2]}.")
+    return [Headline("The paper (Table III)", "scenario 1", first, protected[0], lines)]
+
+
+def _claims(rows: Sequence[StoredRow]) -> list[dict[str, Any]]:
+    """The claims that any row speaks of, with verdict and evidence; of claims without rows, the command."""
+    results = load_results([stored.row for stored in rows])
+    judged = [(claim, evidence_for(claim, results)) for claim in CLAIMS]
+    return [
+        {
+            "title": claim.title,
+            "section": claim.section,
+            "test": claim.test,
+            "evidence": evidence,
+            "verdict": verdict(claim, evidence),
+            "kind": KINDS.get(verdict(claim, evidence), "open"),
+            "missing": claim.untestable or with_code(f"There are no rows yet. This makes them: `{claim.command}`"),
+        }
+        for claim, evidence in judged
+    ]
+
+
+def _table_group(number: str, publication: Publication) -> dict[str, Any]:
+    made = publication.tables[number]
+    tables = [
+        {
+            "edition": edition.title,
+            "html": Markup(html(table)) if table.lines else "",
+            "title": table.title,
+            "notes": [with_code(note) for note in table.footnotes()],
+            "missing": with_code(table.missing),
+        }
+        for edition, table in made
+    ]
+    return {"label": made[0][1].label, "anchor": f"table-{number}", "tables": tables}
+
+
+def _figure(number: str, publication: Publication, drawn: dict[str, Path]) -> dict[str, Any]:
+    edition, figure = publication.figures[number]
+    size = figure.drawing.get_size_inches() * 110 if figure.drawing is not None else (0, 0)  # pixels on the page
+    return {
+        "anchor": f"figure-{number}",
+        "label": figure.label,
+        "title": figure.title,
+        "caption": with_code(figure.caption),
+        "plain": figure.caption,
+        "edition": edition.title,
+        "png": b64encode(drawn[number].read_bytes()).decode() if number in drawn else "",
+        "width": round(size[0]),
+        "height": round(size[1]),
+        "numbers": Markup(html(figure.numbers)) if figure.numbers else "",
+        "missing": with_code(figure.missing),
+    }
+
+
+def _commands(editions: Sequence[Edition]) -> list[str]:
+    """The command behind each data set's evaluations in each edition, and the one that makes this page."""
+    commands = []
+    for edition in editions:
+        options = "" if edition.protocol == "clean" else f" --protocol {edition.protocol}"
+        for dataset in edition.datasets:
+            commands.append(f"bash all-train-all.sh --datasets {dataset} --profile {edition.profile}{options}")
+    return [*commands, "python -m common.report"]
+
+
+def with_code(text: str) -> Markup:
+    """Text for HTML, in which `code` between backticks is marked as such."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text, quote=False)))
