@@ -27,7 +27,7 @@ def figure_1(edition: Edition, paper: PaperNumbers) -> PaperFigure:
     found = [(dataset, grid) for dataset in edition.datasets if (grid := _reconstructions(edition, dataset)) is not None]
     if not found:
         return no_rows("1", title, evaluation_command(edition, edition.datasets[0]))
-    figure, axes = new_figure(len(found), 2, PAGE, 0.35 + 1.35 * len(found))
+    figure, axes = new_figure(len(found), 2, PAGE, 0.1 + 1.5 * len(found))
     for (dataset, grid), line in zip(found, axes, strict=True):
         half = grid.shape[1] // 2
         width = half * SHOWN_IMAGES // 8  # the picture has eight images of each side

@@ -1,4 +1,4 @@
-"""The pictures that an evaluation, an audit or a grid writes: ROC curves, histograms of phi, reliability, utility against privacy.
+"""The pictures that an evaluation, an audit or a grid writes: ROC curves, histograms of phi, reliability, trade-offs.
 
 The figures of the paper, which are made from rows, are in distributions.py, trade_offs.py and ablations.py.
 """

@@ -3,11 +3,9 @@
 The page is a single file with its pictures inside. It has no script and loads nothing.
 """
 
-import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from common.report.page_style import STYLE
 from common.report.paper import PaperNumbers
 from common.report.publish import Publication, runs_table
 from common.report.style import DATASET_TITLES, title_of
-from common.report.tables import html
+from common.report.tables import html, html_notes, with_code
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -71,8 +69,8 @@ the classifier sees it. Every number of ours on this page is computed from {{ ro
 {% endfor %}</div>
 {% else %}<p>There is no evaluation of the undefended classifier with Diffence yet.</p>{% endif %}
 <p>Undefended classifier, {{ edition }}. AUC is the chance that the attack scores a member above a non-member; 0.5 is guessing.
-Best is the best of the paper's five attacks. The floor is what right and wrong labels alone give away; Diffence keeps every label,
-so it cannot go below.</p>
+Best is the best of the paper's five attacks. The floor is what right and wrong labels alone give away; Diffence keeps every
+label, so it cannot go below.</p>
 <p class="small">These five are not the strongest attacks there are, and an attack is a lower bound on what leaks.</p>
 {% if claims %}
 <h2 id="claims">The paper's claims</h2>
@@ -93,10 +91,11 @@ number is shown when you point at it, and is in the CSV file.</p>
 {% for group in tables %}
 <h3 id="{{ group.anchor }}">{{ group.label }}</h3>
 {% for table in group.tables %}{% if not loop.first %}<details><summary>{{ group.label }}, {{ table.edition }}</summary>
-{% else %}<p class="small">{{ table.edition }}</p>{% endif %}
-{% if table.html %}<div class="wide" tabindex="0" role="region" aria-label="{{ group.label }}, {{ table.edition }}">
+{% endif %}
+{% if table.html %}<p class="small">{{ table.title }}; {{ table.edition }}.</p>
+<div class="wide" tabindex="0" role="region" aria-label="{{ group.label }}, {{ table.edition }}">
 {{ table.html }}</div>
-<ul class="notes">{% for note in table.notes %}<li>{{ note }}</li>{% endfor %}</ul>
+<ul class="notes">{{ table.notes }}</ul>
 {% else %}<p>{{ table.title }}. {{ table.missing }}</p>{% endif %}
 {% if not loop.first %}</details>{% endif %}
 {% endfor %}{% endfor %}{% endif %}
@@ -112,9 +111,10 @@ width="{{ figure.width }}" height="{{ figure.height }}" loading="lazy">
 {% endif %}{% else %}<p>{{ figure.title }}. {{ figure.missing }}</p>{% endif %}
 {% endfor %}{% endif %}
 <h2 id="runs">What was run on what</h2>
-<div class="wide text" tabindex="0" role="region" aria-label="Runs"><table><thead><tr>{% for name in runs.columns %}<th scope="col">
-{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>{% for line in runs.values %}<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
+<div class="wide text" tabindex="0" role="region" aria-label="Runs"><table>
+<thead><tr>{% for name in runs.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for line in runs.values %}<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>
 <h2 id="rerun">Run it again</h2>
 <p>From the root of the repository, at the commit of the row:</p>
 <ul>
@@ -142,7 +142,8 @@ class Headline:
 
 def report_page(rows: Sequence[StoredRow], publication: Publication, drawn: dict[str, Path], paper: PaperNumbers) -> str:
     """The page. `drawn` are the PNG files of the figures, by number; without tables and figures it has the rest."""
-    cards = next((found for edition in publication.editions if (found := headlines(edition))), (None, []))
+    nothing: tuple[Edition, list[Headline]] = publication.editions[0], []
+    edition, cards = next((found for one in publication.editions if (found := headlines(one))), nothing)
     sections = [("headline", "In short"), ("claims", "Claims"), ("tables", "Tables"), ("figures", "Figures")]
     sections += [("runs", "What was run"), ("rerun", "Run it again")]
     claims = _claims(rows)
@@ -152,8 +153,8 @@ def report_page(rows: Sequence[StoredRow], publication: Publication, drawn: dict
         style=STYLE,
         rows=f"{len(rows):,}",
         contents=[(anchor, title) for anchor, title in sections if present.get(anchor, True)],
-        headlines=cards[1] and [*cards[1], *_paper_headline(paper)],
-        edition=(cards[0] or publication.editions[0]).title,
+        headlines=cards and [*cards, *_paper_headline(paper)],
+        edition=edition.title,
         claims=claims,
         tables=[_table_group(number, publication) for number in publication.tables],
         figures=[_figure(number, publication, drawn) for number in publication.figures],
@@ -223,7 +224,7 @@ def _claims(rows: Sequence[StoredRow]) -> list[dict[str, Any]]:
             "evidence": evidence,
             "verdict": verdict(claim, evidence),
             "kind": KINDS.get(verdict(claim, evidence), "open"),
-            "missing": claim.untestable or with_code(f"There are no rows yet. This makes them: `{claim.command}`"),
+            "missing": claim.untestable or _code(f"There are no rows yet. This makes them: `{claim.command}`"),
         }
         for claim, evidence in judged
     ]
@@ -234,31 +235,32 @@ def _table_group(number: str, publication: Publication) -> dict[str, Any]:
     tables = [
         {
             "edition": edition.title,
-            "html": Markup(html(table)) if table.lines else "",
+            "html": Markup(html(table, anchor)) if table.lines else "",
             "title": table.title,
-            "notes": [with_code(note) for note in table.footnotes()],
-            "missing": with_code(table.missing),
+            "notes": Markup(html_notes(table, anchor)),
+            "missing": _code(table.missing),
         }
         for edition, table in made
+        for anchor in [f"table-{number}-{edition.name}"]
     ]
     return {"label": made[0][1].label, "anchor": f"table-{number}", "tables": tables}
 
 
 def _figure(number: str, publication: Publication, drawn: dict[str, Path]) -> dict[str, Any]:
     edition, figure = publication.figures[number]
-    size = figure.drawing.get_size_inches() * 110 if figure.drawing is not None else (0, 0)  # pixels on the page
+    size = figure.drawing.get_size_inches() * 125 if figure.drawing is not None else (0, 0)  # pixels on the page
     return {
         "anchor": f"figure-{number}",
         "label": figure.label,
         "title": figure.title,
-        "caption": with_code(figure.caption),
+        "caption": _code(figure.caption),
         "plain": figure.caption,
         "edition": edition.title,
         "png": b64encode(drawn[number].read_bytes()).decode() if number in drawn else "",
         "width": round(size[0]),
         "height": round(size[1]),
-        "numbers": Markup(html(figure.numbers)) if figure.numbers else "",
-        "missing": with_code(figure.missing),
+        "numbers": Markup(html(figure.numbers, f"figure-{number}")) if figure.numbers else "",
+        "missing": _code(figure.missing),
     }
 
 
@@ -272,6 +274,5 @@ def _commands(editions: Sequence[Edition]) -> list[str]:
     return [*commands, "python -m common.report"]
 
 
-def with_code(text: str) -> Markup:
-    """Text for HTML, in which `code` between backticks is marked as such."""
-    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text, quote=False)))
+def _code(text: str) -> Markup:
+    return Markup(with_code(text))

@@ -49,7 +49,7 @@ def result_file(defense: str, scenario: str | None) -> str:
 
 
 def parse_result_file(name: str) -> tuple[str, str | None] | None:
-    """Defense and scenario of the file name that `result_file` gives them; None for other text, which has spaces or is empty."""
+    """Defense and scenario of a file name of `result_file`; None for other text, which has spaces or is empty."""
     defense, diffence, suffix = name.partition("_w_Diffence")
     if not diffence:
         return (name, None) if name and " " not in name else None

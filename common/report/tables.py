@@ -3,9 +3,10 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import count, product
 from string import ascii_lowercase
 
 import pandas as pd
@@ -77,15 +78,21 @@ class PaperTable:
 
     def __post_init__(self) -> None:
         wanted = dict.fromkeys(cell.command for line in self.lines for cell in line.cells.values() if cell.command)
-        object.__setattr__(self, "commands", dict(zip(wanted, ascii_lowercase, strict=False)))
+        object.__setattr__(self, "commands", dict(zip(wanted, _letters(), strict=False)))
 
     def text(self, cell: Cell) -> str:
         """The text of a cell. An empty one has the letter of the footnote with its command."""
-        return f"[{self.commands.get(cell.command, '*')}]" if cell.value is None and cell.command else cell.text()
+        return f"[{self.commands[cell.command]}]" if cell.value is None and cell.command else cell.text()
 
     def footnotes(self) -> list[str]:
         """The notes below the table, then the command behind each letter, in backticks."""
         return [*self.notes, *(f"[{letter}] no row yet; `{command}` makes it." for command, letter in self.commands.items())]
+
+
+def _letters() -> Iterator[str]:
+    """a .. z, then aa, ab, .."""
+    for length in count(1):
+        yield from map("".join, product(ascii_lowercase, repeat=length))
 
 
 def markdown(table: PaperTable) -> str:
@@ -202,8 +209,11 @@ def group_columns(columns: Sequence[Column]) -> list[tuple[str, list[str]]]:
     return groups
 
 
-def html(table: PaperTable) -> str:
-    """The `<table>` as HTML; numbers of the paper are marked by a class, and an interval is a tooltip."""
+def html(table: PaperTable, anchor: str) -> str:
+    """The `<table>` as HTML. Lines of the paper have a class, an interval is a tooltip, and an empty cell links to its command.
+
+    The command of footnote a has the id `<anchor>-a` (`html_notes`).
+    """
     groups = group_columns(table.columns)
     over = "".join(f'<th scope="colgroup" colspan="{len(names)}">{escape(group)}</th>' for group, names in groups)
     empty = f'<td colspan="{len(table.head_names)}"></td>'
@@ -212,19 +222,31 @@ def html(table: PaperTable) -> str:
     lines = []
     for line in table.lines:
         first, *others = line.heads
-        cells = "".join(f"<td>{_html_cell(table, line.cells.get(column, Cell()))}</td>" for column in table.columns)
+        cells = "".join(f"<td>{_html_cell(table, line.cells.get(column, Cell()), anchor)}</td>" for column in table.columns)
         kind = ' class="paper"' if line.paper else ""
         names = f'<th scope="row">{escape(first)}</th>' + "".join(f'<td class="head">{escape(head)}</td>' for head in others)
         lines.append(f"<tr{kind}>{names}{cells}</tr>")
     group_line = f"<tr>{empty}{over}</tr>" if any(group for group, _ in groups) else ""
-    caption = f"<caption>{table.label}: {escape(table.title)}</caption>"
-    return f"<table>{caption}<thead>{group_line}<tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f"<table><thead>{group_line}<tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _html_cell(table: PaperTable, cell: Cell) -> str:
+def _html_cell(table: PaperTable, cell: Cell, anchor: str) -> str:
+    text = escape(table.text(cell))
+    if cell.value is None and cell.command:
+        return f'<a href="#{anchor}-{table.commands[cell.command]}">{text}</a>'
     if cell.value is None or cell.half_width is None:
-        return escape(table.text(cell))
+        return text
     seeds = f"; seeds {', '.join(map(str, cell.seeds))}" if len(cell.seeds) > 1 else ""
     low, high = cell.value - cell.half_width, cell.value + cell.half_width
-    interval = f"95% interval {low:.{cell.digits}f} to {high:.{cell.digits}f}{seeds}"
-    return f'<span title="{escape(interval)}">{escape(table.text(cell))}</span>'
+    return f'<span title="95% interval {low:.{cell.digits}f} to {high:.{cell.digits}f}{seeds}">{text}</span>'
+
+
+def html_notes(table: PaperTable, anchor: str) -> str:
+    """The footnotes as items of a list."""
+    letters = [""] * len(table.notes) + [f' id="{anchor}-{letter}"' for letter in table.commands.values()]
+    return "".join(f"<li{letter}>{with_code(note)}</li>" for letter, note in zip(letters, table.footnotes(), strict=True))
+
+
+def with_code(text: str) -> str:
+    """Text as HTML, in which `code` between backticks is marked as such."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text, quote=False))
