@@ -5,14 +5,17 @@ set -euo pipefail
 cd "$(dirname "$0")"
 source environment.sh
 
-echo "1/4 Partition: members, reference, non-members"
+echo "1/5 Partition: members, reference, non-members"
 "$PYTHON" synthetic/data_partition.py
 
-echo "2/4 Train the undefended classifier on the members"
+echo "2/5 Train the undefended classifier on the members"
 "$PYTHON" synthetic/train_defense.py --defense undefended
 
-echo "3/4 Train the diffusion model on the members' images"
+echo "3/5 Train the diffusion model on the members' images"
 "$PYTHON" synthetic/diff_defense/train_ddpm.py
 
-echo "4/4 Attack the classifier, without Diffence and with it in scenarios 1, 2 and 3"
+echo "4/5 Attack the classifier, without Diffence and with it in scenarios 1, 2 and 3"
 bash synthetic/evaluate_MIAs/evaluate_mia.sh --defense undefended --scenario 1 2 3
+
+echo "5/5 Put tables, figures and the paper's numbers on one page"
+"$PYTHON" -m common.report --rows synthetic/evaluate_MIAs/results --out synthetic/evaluate_MIAs/results/report

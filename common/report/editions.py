@@ -12,7 +12,6 @@ import numpy as np
 
 from common.config import PROTOCOLS
 from common.errors import check_name
-from common.files import read_json
 from common.report.paper import PAPER_DEFENSES
 from common.report.rows import read_row, scenario_of
 
@@ -107,11 +106,8 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
 
 def read_folder(folder: Path) -> list[StoredRow]:
     """Every row in a folder and the folders in it, in the order of their files."""
-    found = []
-    for path in sorted(folder.rglob("*.json")):
-        if "dataset" in read_json(path, "git checkout results"):  # other files, as those of benchmarks, are no rows
-            found.append(StoredRow(read_row(path), path))
-    return found
+    files = [StoredRow(read_row(path), path) for path in sorted(folder.rglob("*.json"))]
+    return [stored for stored in files if "dataset" in stored.row]  # other files, as those of benchmarks, are no rows
 
 
 def select_editions(rows: Sequence[StoredRow], selection: Selection) -> list[Edition]:

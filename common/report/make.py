@@ -5,7 +5,6 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import make_folder, write_text
-from common.report.collect import collect
 from common.report.editions import Selection, read_folder
 from common.report.pages import fill_pages
 from common.report.paper import paper_numbers
@@ -18,6 +17,9 @@ def make_all(root: Path, datasets: Sequence[str]) -> Path:
 
     Returns the path of report.html.
     """
+    if datasets:
+        from common.report.collect import collect  # not above: it imports what reads the data sets
+
     for dataset in datasets:
         print(f"{len(collect(dataset))} rows of {dataset} are in results/")
     for path, text in fill_pages(root).items():

@@ -2,7 +2,7 @@
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c2530; --soft: #55606e; --back: #ffffff; --tint: #f1f6fb; --line: #dfe5ec;
-  --strong: #9aa7b5; --accent: #1f5fa8; --warn: #b7791f; --warn-back: #fdf6e7; --good: #1a7f4b; --bad: #b3261e; }
+  --strong: #9aa7b5; --accent: #1f5fa8; --warn: #8a5a0c; --warn-back: #fdf6e7; --good: #1a7f4b; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e4e9ef; --soft: #a5b0bd; --back: #14181d; --tint: #1d2630; --line: #303a45; --strong: #5c6977;
     --accent: #7db4f0; --warn: #e0b050; --warn-back: #2b2415; --good: #62c795; --bad: #f2908a; }

@@ -73,14 +73,14 @@ def auc_tables(root: Path) -> str:
 
     A setting with seed 0 and without overrides has an `auc_table`, a setting that only adds shadow models a `shadow_table`.
     """
-    parts = []
+    parts, published = [], paper_lines(root)
     for (dataset, _), rows in load_rows(root).items():
         first = rows[0]
         scored = "{members:,} + {non_members:,}".format(**first["scored"])
         title = f"**{dataset}, {setting_title(first)}**, scored {scored}"
         shadows = first["config"]["attack"]["shadows"]
         if first["seed"] == 0 and not first["overrides"]:
-            paper = paper_lines(root) if is_compared_with_paper(first) else None
+            paper = published if is_compared_with_paper(first) else None
             beside = "; ours / Table III of the paper, whose sizes differ" if paper is not None else ""
             parts.append(f"{title}: best AUC of the paper's five attacks{beside}.\n\n{as_markdown(auc_table(rows, paper))}")
         elif shadows and first["overrides"] == [f"attack.shadows={shadows}"]:

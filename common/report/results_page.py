@@ -31,7 +31,7 @@ PREFACE = """# Results
 
 def results_page(root: Path) -> str:
     """results/README.md: the tables of every setting, the comparison with the paper, means over seeds, further experiments."""
-    parts, by_setting = [PREFACE], load_rows(root)
+    parts, by_setting, paper = [PREFACE], load_rows(root), paper_lines(root)
     for (dataset, _), rows in by_setting.items():
         first = rows[0]
         facts = next((row["diffence"] for row in rows if row["diffence"]), None)
@@ -44,7 +44,7 @@ def results_page(root: Path) -> str:
             f"{first['device']}.\n\n{tables_markdown(rows)}"
         )
         if is_compared_with_paper(first):
-            parts.append(paper_comparison(rows, paper_lines(root)))
+            parts.append(paper_comparison(rows, paper))
     evaluations = [row for rows in by_setting.values() for row in rows]
     return "\n\n".join([*parts, *seed_tables(evaluations), *experiment_tables(root)]) + "\n"
 

@@ -4,6 +4,7 @@ A row is written as text in the paper's format (Figures 15 and 16) and as JSON w
 The scores of every attack are written beside them.
 """
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -155,10 +156,16 @@ def _diffence_text(facts: dict[str, Any]) -> list[str]:
 
 
 def read_row(path: Path) -> dict[str, Any]:
-    """Read a row from its JSON file.
+    """Read a row from its JSON file. A file that has not changed since is not read again, so do not change the row.
 
     Rows of version 0.1 have no `kind`. It is inferred from their other keys.
     """
+    state = path.stat() if path.is_file() else None
+    return _read_row(path, *((state.st_mtime_ns, state.st_size, state.st_ino) if state else ()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_row(path: Path, *_state: int) -> dict[str, Any]:
     row = read_json(path, "git checkout results")
     if "kind" not in row:
         row["kind"] = "evaluation" if "best" in row else "repeated_queries" if "runs" in row else "label_only"

@@ -135,11 +135,14 @@ _LATEX = {"\\": r"\textbackslash{}", "≈": r"$\approx$", "±": r"$\pm$", "Δ": 
 
 
 def latex_escape(text: str) -> str:
-    """Text for LaTeX; what stands between backticks is set in typewriter and may break at spaces, slashes and hyphens."""
-    parts = text.split("`")
-    escaped = ["".join(_LATEX.get(character, character) for character in part) for part in parts]
-    escaped = [re.sub(r"(?<=[/_])(?=\w)", r"\\allowbreak{}", part).replace("--", "-{}-") for part in escaped]
-    return "".join(rf"\texttt{{{part}}}" if i % 2 else part for i, part in enumerate(escaped))
+    """Text for LaTeX; what stands between backticks is set in typewriter and may break behind slashes and underscores."""
+    parts = ["".join(_LATEX.get(character, character) for character in part) for part in text.split("`")]
+    return "".join(_typewriter(part) if i % 2 else part for i, part in enumerate(parts))
+
+
+def _typewriter(escaped: str) -> str:
+    breakable = re.sub(r"(?<=[/_])(?=\w)", r"\\allowbreak{}", escaped).replace("--", "-{}-")
+    return rf"\texttt{{{breakable}}}"
 
 
 def latex(table: PaperTable, edition: str) -> str:
