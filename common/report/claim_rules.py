@@ -33,6 +33,7 @@ class Results:
 
     evaluations: dict[str, Rows] = field(default_factory=dict)
     with_shadows: dict[str, Rows] = field(default_factory=dict)  # evaluations with LiRA and RMIA
+    stronger: dict[str, Rows] = field(default_factory=dict)  # evaluations with a stronger diffusion model
     by_kind: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # rows of further experiments
 
 
@@ -225,3 +226,56 @@ def later_draws_rarely_hit(results: Results) -> list[Evidence]:
         where = f"{row['dataset']}, {row['profile']}, {row['defense']}, N = {row['n']}, T = {row['t']}"
         evidence.append(Evidence(where, figures, all(hit < 0.5 for hit in hits.values())))
     return evidence
+
+
+def averages_are_more_accurate(results: Results) -> list[Evidence]:
+    evidence = []
+    for where, rows in results.stronger.items():
+        names = defenses_with(rows, "average")
+        changes = {name: _accuracy(rows[name, "average"]) - _accuracy(rows[name, None]) for name in names}
+        if changes:
+            figures = ", ".join(f"{name} {100 * change:+.1f} points" for name, change in changes.items())
+            evidence.append(Evidence(where, figures, min(changes.values()) > 0))
+    return evidence
+
+
+def _accuracy(row: dict[str, Any]) -> float:
+    return float(row["accuracy"]["non_members"])
+
+
+def n_and_t_help(results: Results) -> list[Evidence]:
+    evidence = []
+    for row in results.by_kind["n_and_t"]:
+        cells = [cell for cell in row["cells"] if cell["scenario"] == "1"]
+        ends = {key: [_mean_auc(cells, key, pick(row[f"{key}_values"])) for pick in (min, max)] for key in ("n", "t") if cells}
+        if ends:
+            figures = "; ".join(
+                f"mean AUC {first:.3f} at the smallest {key.upper()}, {last:.3f} at the largest"
+                for key, (first, last) in ends.items()
+            )
+            where = f"{row['dataset']}, {row['profile']}, {row['defense']}"
+            evidence.append(Evidence(where, figures, all(last < first for first, last in ends.values())))
+    return evidence
+
+
+def _mean_auc(cells: list[dict[str, Any]], key: str, value: int) -> float:
+    aucs = [cell["best"]["auc"] for cell in cells if cell[key] == value]
+    return float(sum(aucs) / len(aucs))
+
+
+def queries_cost_less_than_memguard(results: Results) -> list[Evidence]:
+    evidence = []
+    rows = {(row["dataset"], row["profile"], row["defense"]): row for row in results.by_kind["overhead"]}
+    for (dataset, profile, defense), row in rows.items():
+        memguard = rows.get((dataset, profile, "memguard"))
+        if defense == "undefended" and memguard:
+            (theirs,) = [_ms(one) for one in memguard["answers"] if one["scenario"] is None and one["batch"] == 1]
+            ours = {one["scenario"]: _ms(one) for one in row["answers"] if one["draws_at_once"] == 1 and one["batch"] == 1}
+            figures = ", ".join(f"scenario {scenario} {ms:.1f} ms" for scenario, ms in ours.items())
+            where = f"{dataset}, {profile}, {row['device']}"
+            evidence.append(Evidence(where, f"{figures}; MemGuard {theirs:.1f} ms", max(ours.values()) < theirs))
+    return evidence
+
+
+def _ms(answer: dict[str, Any]) -> float:
+    return float(answer["wall_ms"]["mean"])
