@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 from common.report import claim_rules as rules
+from common.report import experiment_rules
 from common.report.claim_rules import Evidence, Results
 from common.report.claims import CLAIMS, Claim, claims_page, evidence_for, load_results, verdict
 from common.report.load import read_rows
@@ -119,10 +120,10 @@ def test_intervals_are_judged_by_rank_correlation_and_by_later_hits() -> None:
         facts = {"dataset": "cifar10", "profile": "small", "defense": "undefended", "n": 30, "t": 160, "intervals": []}
         return Results(by_kind={"intervals": [facts | {"rank_correlation": {"js_and_auc": correlation}, "draws": draws}]})
 
-    assert holds(rules.divergence_predicts_auc, intervals(0.31, 0)) == [True]
-    assert holds(rules.divergence_predicts_auc, intervals(-0.9, 0)) == [False]
-    assert holds(rules.later_draws_rarely_hit, intervals(0, 0.49)) == [True]
-    assert holds(rules.later_draws_rarely_hit, intervals(0, 0.51)) == [False]
+    assert holds(experiment_rules.divergence_predicts_auc, intervals(0.31, 0)) == [True]
+    assert holds(experiment_rules.divergence_predicts_auc, intervals(-0.9, 0)) == [False]
+    assert holds(experiment_rules.later_draws_rarely_hit, intervals(0, 0.49)) == [True]
+    assert holds(experiment_rules.later_draws_rarely_hit, intervals(0, 0.51)) == [False]
 
 
 def test_averages_of_a_stronger_model_are_more_accurate_for_every_defense() -> None:
@@ -148,9 +149,9 @@ def test_n_and_t_help_only_where_both_do() -> None:
         ]
         return Results(by_kind={"n_and_t": [facts | {"cells": cells}]})
 
-    assert holds(rules.n_and_t_help, grid(0.01, 0.05)) == [True]
-    assert holds(rules.n_and_t_help, grid(-0.01, 0.05)) == [False]
-    assert holds(rules.n_and_t_help, grid(0.01, -0.05)) == [False]
+    assert holds(experiment_rules.n_and_t_help, grid(0.01, 0.05)) == [True]
+    assert holds(experiment_rules.n_and_t_help, grid(-0.01, 0.05)) == [False]
+    assert holds(experiment_rules.n_and_t_help, grid(0.01, -0.05)) == [False]
 
 
 def test_every_scenario_must_be_cheaper_than_memguard() -> None:
@@ -165,8 +166,8 @@ def test_every_scenario_must_be_cheaper_than_memguard() -> None:
         ours = row("undefended", {None: 1.0, "1": ms["first"], "3": ms["third"]})
         return Results(by_kind={"overhead": [ours, row("memguard", {None: 70.0})]})
 
-    assert holds(rules.queries_cost_less_than_memguard, times(first=60, third=30)) == [True]
-    assert holds(rules.queries_cost_less_than_memguard, times(first=80, third=30)) == [False]
+    assert holds(experiment_rules.queries_cost_less_than_memguard, times(first=60, third=30)) == [True]
+    assert holds(experiment_rules.queries_cost_less_than_memguard, times(first=80, third=30)) == [False]
 
 
 NOT_MEASURED_YET = {

@@ -17,7 +17,8 @@ from common.report.editions import Edition, Measurement, Selection, is_noise, me
 from common.report.paper import PAPER_DEFENSES, paper_numbers
 from common.report.publish import publish, text_files
 from common.report.row_metrics import best_auc, binomial_half_width
-from common.report.tables import PaperTable, csv_text, latex, latex_escape, markdown
+from common.report.table_latex import latex, latex_escape
+from common.report.tables import PaperTable, csv_text, markdown
 
 PAPER = paper_numbers(ROOT)
 

@@ -19,17 +19,19 @@ from common.report.claim_rules import (
     calibration_stays,
     compare,
     confidences_alike,
-    divergence_predicts_auc,
     dpsgd_costs_most,
     gap_attack_stays,
-    label_only_countered,
     labels_stay,
-    later_draws_rarely_hit,
     low_rates_halve,
-    n_and_t_help,
-    queries_cost_less_than_memguard,
     scenarios_in_order,
     selena_is_best,
+)
+from common.report.experiment_rules import (
+    divergence_predicts_auc,
+    label_only_countered,
+    later_draws_rarely_hit,
+    n_and_t_help,
+    queries_cost_less_than_memguard,
 )
 from common.report.load import of_kind, read_rows
 

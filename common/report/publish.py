@@ -8,22 +8,23 @@ from typing import Any
 import pandas as pd
 
 from common.errors import UserError, check_name
-from common.report import ablations, distributions, trade_offs
+from common.report import ablations, bars, distributions, trade_offs
 from common.report.cost_tables import TABLES
 from common.report.editions import Edition, Selection, StoredRow, in_order, read_folder, select_editions
 from common.report.paper import PAPER_DEFENSES, PaperNumbers, paper_numbers
 from common.report.paper_figures import FigureBuilder, PaperFigure
 from common.report.rows import as_markdown
 from common.report.style import DATASET_TITLES, DEFENSE_TITLES, save_figure, title_of
-from common.report.tables import PaperTable, csv_text, latex, latex_document, markdown
+from common.report.table_latex import latex, latex_document
+from common.report.tables import PaperTable, csv_text, markdown
 
 FIGURES: dict[str, FigureBuilder] = {
     "1": distributions.figure_1,
     "3": distributions.figure_3,
     "4": distributions.figure_4,
     "5": trade_offs.figure_5,
-    "6": trade_offs.figure_6,
-    "7": trade_offs.figure_7,
+    "6": bars.figure_6,
+    "7": bars.figure_7,
     "8": trade_offs.figure_8,
     "9": ablations.figure_9,
     "10": ablations.figure_10,

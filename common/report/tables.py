@@ -1,11 +1,9 @@
-"""A table of the paper with our numbers beside it, and how it is written: as Markdown, LaTeX, CSV and HTML."""
+"""A table of the paper with our numbers beside it, as Markdown and CSV; table_latex.py and table_html.py have the rest."""
 
 import csv
 import io
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from itertools import count, product
 from string import ascii_lowercase
 
@@ -49,6 +47,13 @@ def measured(
     sd, half_width = (None if one is None else scale * one for one in (measurement.sd, measurement.half_width))
     noise = is_noise(measurement, reference)
     return Cell(scale * measurement.value, sd, half_width, measurement.seeds, noise, digits=digits)
+
+
+def reduction(without: Measurement | None, protected: Measurement | None) -> Cell:
+    """By how many percent a number falls."""
+    if without is None or protected is None or not without.value:
+        return Cell()
+    return Cell(100 * (1 - protected.value / without.value), noise=is_noise(protected, without))
 
 
 Column = tuple[str, str]  # a group of columns, such as a scenario, and the column's own head
@@ -129,78 +134,6 @@ def csv_text(table: PaperTable, edition: str) -> str:
     return file.getvalue()
 
 
-_LATEX = {"\\": r"\textbackslash{}", "≈": r"$\approx$", "±": r"$\pm$", "Δ": r"$\Delta$"} | {
-    character: f"\\{character}" for character in "&%$#_{}"
-}
-
-
-def latex_escape(text: str) -> str:
-    """Text for LaTeX; what stands between backticks is set in typewriter and may break behind slashes and underscores."""
-    parts = ["".join(_LATEX.get(character, character) for character in part) for part in text.split("`")]
-    return "".join(_typewriter(part) if i % 2 else part for i, part in enumerate(parts))
-
-
-def _typewriter(escaped: str) -> str:
-    breakable = re.sub(r"(?<=[/_])(?=\w)", r"\\allowbreak{}", escaped).replace("--", "-{}-")
-    return rf"\texttt{{{breakable}}}"
-
-
-def latex(table: PaperTable, edition: str) -> str:
-    """A `table*` in the style of booktabs, with the notes below it. `edition` is told in the caption."""
-    groups = group_columns(table.columns)
-    heads = len(table.head_names)
-    over, rules, start = [""] * heads, [], heads + 1
-    for group, names in groups:
-        over.append(rf"\multicolumn{{{len(names)}}}{{c}}{{{latex_escape(group)}}}")
-        rules += [rf"\cmidrule(lr){{{start}-{start + len(names) - 1}}}"] if group else []
-        start += len(names)
-    rows = [[*table.head_names, *(name for _, name in table.columns)]]
-    body = []
-    for i, line in enumerate(table.lines):
-        if i and line.heads[0] != table.lines[i - 1].heads[0]:
-            body.append(r"\addlinespace")
-        first = "" if i and line.heads[0] == table.lines[i - 1].heads[0] else line.heads[0]
-        texts = [first, *line.heads[1:], *(table.text(line.cells.get(column, Cell())) for column in table.columns)]
-        cells = [latex_escape(text) for text in texts]
-        body.append(" & ".join([*cells[:1], *(rf"\textit{{{cell}}}" if line.paper else cell for cell in cells[1:])]) + r" \\")
-    return "\n".join(
-        [
-            "% Made by python -m common.report. It needs \\usepackage{booktabs}.",
-            r"\begin{table*}[t]",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{latex_escape(f'{table.label} of the paper. {table.title}; {edition}')}.}}",
-            rf"\begin{{tabular}}{{{'l' * heads}{'r' * len(table.columns)}}}",
-            r"\toprule",
-            *([" & ".join(over) + r" \\", " ".join(rules)] if any(group for group, _ in groups) else []),
-            " & ".join(map(latex_escape, rows[0])) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\par\smallskip\raggedright\scriptsize",
-            *(latex_escape(note) + r"\par" for note in table.footnotes()),
-            r"\end{table*}",
-            "",
-        ]
-    )
-
-
-def latex_document(names: Iterable[str]) -> str:
-    """A document that holds the tables of the given files, beside it."""
-    inputs = [rf"\input{{{name}}}" for name in names]
-    lines = [
-        "% Made by python -m common.report. Compile it with: pdflatex tables.tex",
-        r"\documentclass[10pt,twocolumn]{article}",
-        r"\usepackage[utf8]{inputenc}",
-        r"\usepackage{booktabs}",
-        r"\usepackage[margin=0.75in]{geometry}",
-        r"\begin{document}",
-        *inputs,
-        r"\end{document}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def group_columns(columns: Sequence[Column]) -> list[tuple[str, list[str]]]:
     """Neighbouring columns of one group together: [(group, heads)]."""
     groups: list[tuple[str, list[str]]] = []
@@ -210,46 +143,3 @@ def group_columns(columns: Sequence[Column]) -> list[tuple[str, list[str]]]:
         else:
             groups.append((group, [name]))
     return groups
-
-
-def html(table: PaperTable, anchor: str) -> str:
-    """The `<table>` as HTML. Lines of the paper have a class, an interval is a tooltip, and an empty cell links to its command.
-
-    The command of footnote a has the id `<anchor>-a` (`html_notes`).
-    """
-    groups = group_columns(table.columns)
-    over = "".join(f'<th scope="colgroup" colspan="{len(names)}">{escape(group)}</th>' for group, names in groups)
-    empty = f'<td colspan="{len(table.head_names)}"></td>'
-    heads = "".join(f'<th scope="col" class="head">{escape(name)}</th>' for name in table.head_names)
-    heads += "".join(f'<th scope="col">{escape(name)}</th>' for _, name in table.columns)
-    lines = []
-    for line in table.lines:
-        first, *others = line.heads
-        cells = "".join(f"<td>{_html_cell(table, line.cells.get(column, Cell()), anchor)}</td>" for column in table.columns)
-        kind = ' class="paper"' if line.paper else ""
-        names = f'<th scope="row">{escape(first)}</th>' + "".join(f'<td class="head">{escape(head)}</td>' for head in others)
-        lines.append(f"<tr{kind}>{names}{cells}</tr>")
-    group_line = f"<tr>{empty}{over}</tr>" if any(group for group, _ in groups) else ""
-    return f"<table><thead>{group_line}<tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-
-
-def _html_cell(table: PaperTable, cell: Cell, anchor: str) -> str:
-    text = escape(table.text(cell))
-    if cell.value is None and cell.command:
-        return f'<a href="#{anchor}-{table.commands[cell.command]}">{text}</a>'
-    if cell.value is None or cell.half_width is None:
-        return text
-    seeds = f"; seeds {', '.join(map(str, cell.seeds))}" if len(cell.seeds) > 1 else ""
-    low, high = cell.value - cell.half_width, cell.value + cell.half_width
-    return f'<span title="95% interval {low:.{cell.digits}f} to {high:.{cell.digits}f}{seeds}">{text}</span>'
-
-
-def html_notes(table: PaperTable, anchor: str) -> str:
-    """The footnotes as items of a list."""
-    letters = [""] * len(table.notes) + [f' id="{anchor}-{letter}"' for letter in table.commands.values()]
-    return "".join(f"<li{letter}>{with_code(note)}</li>" for letter, note in zip(letters, table.footnotes(), strict=True))
-
-
-def with_code(text: str) -> str:
-    """Text as HTML, in which `code` between backticks is marked as such."""
-    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text, quote=False))
