@@ -162,6 +162,16 @@ def test_figure_5_goes_from_without_to_scenario_1_beside_the_paper(tmp_path: Pat
     assert numbers(figure)["HAMP", "paper, mean of 3"] == ["14.4", "14.4"]
 
 
+def test_figure_8_is_of_faces_in_scenario_3(tmp_path: Path) -> None:
+    rows = scenarios("undefended", 0.80, 0.79, 0.79, 0.60, dataset="celeba") + scenarios("undefended", 0.80, 0.70)
+    edition = edition_of(tmp_path, *rows)
+    figure = trade_offs.figure_8(edition, PAPER)
+    assert [axis.get_title() for axis in drawn(figure).axes] == ["CelebA", ""]
+    assert numbers(figure) == {("CelebA", "ours"): ["25.0", "0.0"], ("CelebA", "paper"): ["6.2", "6.0"]}
+    fifth = drawn(trade_offs.figure_5(edition, PAPER))
+    assert [axis.get_title() for axis in fifth.axes[:2]] == ["CIFAR-10", "paper, mean of 3 data sets"]
+
+
 def test_figure_6_has_a_bar_for_each_scenario_and_defense(tmp_path: Path) -> None:
     hamp = made.evaluation(defense="hamp")
     hamp["utility"]["ece"] = 0.28

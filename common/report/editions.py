@@ -16,8 +16,8 @@ from common.report.paper import PAPER_DEFENSES
 from common.report.rows import read_row, scenario_of
 
 PROFILE_ORDER = ("paper", "narrow", "gpu", "small")  # the nearest to the paper first
-DATASET_ORDER = ("cifar10", "cifar100", "svhn", "synthetic")
-PAPER_DATASETS = DATASET_ORDER[:3]
+DATASET_ORDER = ("cifar10", "cifar100", "svhn", "celeba", "utkface", "synthetic")
+PAPER_DATASETS, FACES = DATASET_ORDER[:3], DATASET_ORDER[3:5]  # of Table III, and of Figure 8
 
 Row = dict[str, Any]
 

@@ -18,7 +18,15 @@ from common.files import atomic_write
 PHI, PHI_FORMULA = r"$\phi$", r"$\phi = \log(p / (1 - p))$"
 COLUMN, PAGE = 3.4, 7.0  # inches: the width of a figure in one column, and across two columns, of a paper
 
-DATASET_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "synthetic": "generated images"}
+DATASET_TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+    "celeba": "CelebA",
+    "utkface": "UTKFace",
+    "synthetic": "generated images",
+}
+
 DEFENSE_TITLES = {
     "undefended": "Undefended",
     "selena": "SELENA",
