@@ -146,6 +146,16 @@ def test_figure_1_shows_the_picture_of_reconstructions(tmp_path: Path) -> None:
     assert left.images[0].get_size()[1] == pytest.approx(5 / 16 * width, abs=4)
 
 
+def test_figure_1_finds_the_picture_of_a_run_that_was_not_collected(tmp_path: Path) -> None:
+    path = tmp_path / "cifar10" / "evaluate_MIAs" / "results" / "narrow" / "undefended.json"
+    model = tmp_path / "cifar10" / "diff_defense" / "diff_models" / "narrow" / "seed0"
+    model.mkdir(parents=True)
+    edition = Edition("narrow", "clean", [StoredRow(made.evaluation(), path)])
+    assert distributions.figure_1(edition, PAPER).drawing is None
+    shutil.copy(ROOT / "results" / "cifar10" / "narrow-clean-seed0" / "reconstructions.png", model)
+    assert distributions.figure_1(edition, PAPER).drawing is not None
+
+
 # Figures 5, 6, 7 and 12
 
 

@@ -50,7 +50,7 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
         page = make_chosen(folder, rows, out, selection, parsed.table, parsed.figure)
     else:
         page = make_all(folder, parsed.datasets if parsed.command else [])
-    print(f"Report: {page}")
+    print(f"Report: {page.resolve()}")
 
 
 if __name__ == "__main__":

@@ -49,9 +49,14 @@ def figure_1(edition: Edition, paper: PaperNumbers) -> PaperFigure:
 
 
 def _reconstructions(edition: Edition, dataset: str) -> np.ndarray | None:
-    """The picture of reconstructions beside the rows of a data set."""
-    folders = {stored.path.parent for stored in edition.find("evaluation", dataset=dataset)}
-    pictures = [folder / "reconstructions.png" for folder in sorted(folders)]
+    """The picture of reconstructions of a data set: beside its rows or, before they are collected, with the diffusion model."""
+    folders = []
+    for stored in edition.find("evaluation", dataset=dataset):
+        row, path = stored.row, stored.path
+        roots = [parent.parent for parent in path.parents if parent.name == "evaluate_MIAs"]
+        models = [root / "diff_defense" / "diff_models" / row["profile"] / f"seed{row['seed']}" for root in roots]
+        folders += [path.parent, *models]
+    pictures = [folder / "reconstructions.png" for folder in folders]
     return next((imread(picture) for picture in pictures if picture.is_file()), None)
 
 

@@ -56,5 +56,5 @@ def _write(
     kept = [stored for stored in read_folder(rows) if selection.keeps(stored.row)]
     write_text(page, report_page(kept, publication, drawn, paper_numbers(root)))
     made = sum(bool(table.lines) for group in publication.tables.values() for _, table in group)
-    print(f"{out}: {made} tables and {len(drawn)} figures")
+    print(f"{out}: tables: {made}, figures: {len(drawn)}")
     return page

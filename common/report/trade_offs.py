@@ -174,10 +174,10 @@ def figure_8(edition: Edition, paper: PaperNumbers) -> PaperFigure:
             printed = [Cell(find(f"{metric}_reduction")) for metric in PRINTED.values()]
             lines.append(Line((name, "paper"), dict(zip(columns, printed, strict=True)), paper=True))
     if not panels:
-        return PaperFigure("8", title, missing=f"The images of these sets could not be downloaded here. {NO_IMAGENET}")
+        return PaperFigure("8", title, missing=f"The images could not be downloaded here. {NO_IMAGENET}")
     caption = (
-        f"As Figure 5, on {' and '.join(panels)} in scenario 3. The paper's diffusion model is trained on ImageNet, with N = 10 "
-        "and T = 200; ours is that of the profile."
+        f"As Figure 5, on {' and '.join(panels)} in scenario 3. The paper's diffusion model is trained on ImageNet, with N = "
+        "10 and T = 200; ours is that of the profile."
     )
     numbers = PaperTable("Figure 8", "Mean relative fall over the defenses", ("data set", "from"), columns, lines)
     return PaperFigure("8", title, caption, draw_trade_off(panels, "3"), numbers, rows=tuple(drawn))
