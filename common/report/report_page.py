@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from common.report import row_metrics
 from common.report.claims import CLAIMS, evidence_for, load_results, verdict
@@ -120,7 +119,7 @@ def _claims(rows: Sequence[StoredRow]) -> list[dict[str, Any]]:
             "evidence": evidence,
             "verdict": verdict(claim, evidence),
             "kind": KINDS.get(verdict(claim, evidence), "open"),
-            "missing": claim.untestable or _code(f"There are no rows yet. This makes them: `{claim.command}`"),
+            "missing": with_code(claim.untestable or f"There are no rows yet. This makes them: `{claim.command}`"),
         }
         for claim, evidence in judged
     ]
@@ -131,10 +130,10 @@ def _table_group(number: str, publication: Publication) -> dict[str, Any]:
     tables = [
         {
             "edition": edition.title,
-            "html": Markup(html(table, anchor)) if table.lines else "",
+            "html": html(table, anchor) if table.lines else "",
             "title": table.title,
-            "notes": Markup(html_notes(table, anchor)),
-            "missing": _code(table.missing),
+            "notes": html_notes(table, anchor),
+            "missing": with_code(table.missing),
         }
         for edition, table in made
         for anchor in [f"table-{number}-{edition.name}"]
@@ -149,14 +148,14 @@ def _figure(number: str, publication: Publication, drawn: dict[str, Path]) -> di
         "anchor": f"figure-{number}",
         "label": figure.label,
         "title": figure.title,
-        "caption": _code(figure.caption),
+        "caption": with_code(figure.caption),
         "plain": figure.caption,
         "edition": edition.title,
         "png": b64encode(drawn[number].read_bytes()).decode() if number in drawn else "",
         "width": round(size[0]),
         "height": round(size[1]),
-        "numbers": Markup(html(figure.numbers, f"figure-{number}")) if figure.numbers else "",
-        "missing": _code(figure.missing),
+        "numbers": html(figure.numbers, f"figure-{number}") if figure.numbers else "",
+        "missing": with_code(figure.missing),
     }
 
 
@@ -168,7 +167,3 @@ def _commands(editions: Sequence[Edition]) -> list[str]:
         for dataset in edition.datasets:
             commands.append(f"bash all-train-all.sh --datasets {dataset} --profile {edition.profile}{options}")
     return [*commands, "python -m common.report"]
-
-
-def _code(text: str) -> Markup:
-    return Markup(with_code(text))

@@ -1,4 +1,4 @@
-"""The Jinja template of report.html, which report_page.py fills."""
+"""The Jinja template of report.html, which report_page.py fills. What is marked `safe` was escaped by table_html.py."""
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -60,7 +60,7 @@ part</em> where some do, <em>not here</em> where none does.</p>
 <p class="small">{{ claim.section }}</p>
 <p>Test: {{ claim.test }}</p>
 {% if claim.evidence %}<ul>{% for one in claim.evidence %}<li>{{ one.where }}: {{ one.figures }}. <b>{{ "Met" if one.holds else
-"Not met" }}.</b></li>{% endfor %}</ul>{% else %}<p>{{ claim.missing }}</p>{% endif %}
+"Not met" }}.</b></li>{% endfor %}</ul>{% else %}<p>{{ claim.missing|safe }}</p>{% endif %}
 </details>
 {% endfor %}{% endif %}
 {% if tables %}
@@ -73,9 +73,9 @@ number is shown when you point at it, and is in the CSV file.</p>
 {% endif %}
 {% if table.html %}<p class="small">{{ table.title }}; {{ table.edition }}.</p>
 <div class="wide" tabindex="0" role="region" aria-label="{{ group.label }}, {{ table.edition }}">
-{{ table.html }}</div>
-<ul class="notes">{{ table.notes }}</ul>
-{% else %}<p>{{ table.title }}. {{ table.missing }}</p>{% endif %}
+{{ table.html|safe }}</div>
+<ul class="notes">{{ table.notes|safe }}</ul>
+{% else %}<p>{{ table.title }}. {{ table.missing|safe }}</p>{% endif %}
 {% if not loop.first %}</details>{% endif %}
 {% endfor %}{% endfor %}{% endif %}
 {% if figures %}
@@ -84,10 +84,11 @@ number is shown when you point at it, and is in the CSV file.</p>
 <h3 id="{{ figure.anchor }}">{{ figure.label }}</h3>
 {% if figure.png %}<figure><img alt="{{ figure.title }}. {{ figure.plain }}" src="data:image/png;base64,{{ figure.png }}"
 width="{{ figure.width }}" height="{{ figure.height }}" loading="lazy">
-<figcaption><b>{{ figure.title }}.</b> {{ figure.caption }} ({{ figure.edition }})</figcaption></figure>
+<figcaption><b>{{ figure.title }}.</b> {{ figure.caption|safe }} ({{ figure.edition }})</figcaption></figure>
 {% if figure.numbers %}<details><summary>{{ figure.label }} in numbers, beside the paper's text</summary>
-<div class="wide" tabindex="0" role="region" aria-label="{{ figure.label }} in numbers">{{ figure.numbers }}</div></details>
-{% endif %}{% else %}<p>{{ figure.title }}. {{ figure.missing }}</p>{% endif %}
+<div class="wide" tabindex="0" role="region" aria-label="{{ figure.label }} in numbers">
+{{ figure.numbers|safe }}</div></details>
+{% endif %}{% else %}<p>{{ figure.title }}. {{ figure.missing|safe }}</p>{% endif %}
 {% endfor %}{% endif %}
 <h2 id="runs">What was run on what</h2>
 <div class="wide text" tabindex="0" role="region" aria-label="Runs"><table>
