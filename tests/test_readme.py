@@ -17,15 +17,18 @@ import pytest
 import torch
 from conftest import DATASETS as FOLDERS
 from conftest import ROOT
+from diffusers import DDPMScheduler
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torchvision.models import squeezenet1_1
+from torchvision.utils import save_image
 
 from common.attacks import ATTACKS, METRIC_ATTACKS, NNOptions, Outputs, Scores
 from common.audit import audit
-from common.config import load_config
+from common.config import DDPM, load_config
 from common.data import DATASETS, Dataset, sources
 from common.defenses import DEFENSES
-from common.diffence import ddpm
+from common.diffence.ddpm import build_unet
 from common.diffence.protect import ProtectedClassifier
 from common.metrics.privacy import auc
 from common.pair import Pair
@@ -151,24 +154,53 @@ def test_the_lines_of_the_audit_page_save_what_the_audit_reads(tmp_path: Path, m
     assert row["points"] == {"members": 30, "non_members": 30}
 
 
-def test_the_lines_of_the_serving_page_protect_a_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All its blocks one after the other, around a stand-in for the trained diffusion model."""
+def tiny_pipeline(folder: Path) -> None:
+    """A diffusion model as diffusers' DDPMPipeline writes it, with random weights."""
+    build_unet(DDPM(channels=[8, 8], layers=1, attention=[], groups=4)).save_pretrained(folder / "unet")
+    DDPMScheduler().save_pretrained(folder / "scheduler")
 
-    def reconstruct(images: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        return (images + 0.01 * (queries + numbers)[:, None, None, None]).clamp(0, 1)
 
-    monkeypatch.setattr(ddpm, "load_reconstructor", lambda run: reconstruct)
-    monkeypatch.chdir(ROOT)
-    classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).requires_grad_(False)
-    names = ("images", "known_members", "known_non_members")
-    made: dict[str, Any] = {"classifier": classifier, **{name: torch.rand(4, 3, 2, 2) for name in names}}
-    for block, scenario in zip(fenced("docs/serve.md", "python"), ("3", "1", "3"), strict=True):
+def test_the_ten_lines_of_the_readme_protect_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, around a stand-in for the hub; the folder that they write serves."""
+    block = python_block("README.md", "protect(")
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline(tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(tmp_path / "hub"))
+    for side in ("members", "others"):
+        (tmp_path / "photos" / side).mkdir(parents=True)
+        for i in range(4):
+            save_image(torch.rand(3, 20, 24), tmp_path / "photos" / side / f"{i}.png")
+    torch.manual_seed(0)
+    classifier = squeezenet1_1(num_classes=3)
+    made: dict[str, Any] = {"classifier": classifier, "images": torch.rand(2, 3, 20, 24)}
+    exec(block, made | {"mean": (0.5,) * 3, "std": (0.25,) * 3}, made)
+    assert made["protected"].selector.scenario == "1"
+    assert np.isfinite(made["protected"].selector.low)
+    assert torch.equal(made["logits"].argmax(1), classifier.eval()((made["images"] - 0.5) / 0.25).argmax(1))
+    again = ProtectedClassifier.from_pretrained("protected", device="cpu")
+    torch.testing.assert_close(again(made["images"]), made["logits"].cpu())
+
+
+def test_the_lines_of_the_serving_page_protect_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its blocks one after the other."""
+    blocks = fenced("docs/serve.md", "python")
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline(tmp_path / "unet")
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)).requires_grad_(False)
+    made: dict[str, Any] = {"classifier": classifier, "images": torch.rand(2, 3, 32, 32)}
+    made |= {"denoiser": lambda x, sigma: 0.9 * x, "reconstruct": lambda x, queries, numbers: 0.9 * x}
+    assert len(blocks) == 5
+    for block in blocks:
+        if "save_pretrained" in block and "key" not in block:  # the model before it, of EDM, is none that a folder can hold
+            exec(blocks[0], made)
+        made.pop("again", None)
         exec(block, made)
-        protected = made["protected"]
+        protected, x = made["protected"], made["images"]
         assert isinstance(protected, ProtectedClassifier)
-        assert protected.selector.scenario == scenario
-        torch.testing.assert_close(protected(made["images"]).argmax(1), classifier(made["images"]).argmax(1))
-    torch.testing.assert_close(protected(made["images"]), protected(made["images"]))  # the last one has a key
+        torch.testing.assert_close(protected(x).argmax(1), classifier(x).argmax(1))
+        if "again" in made:
+            numbers = None if protected.key else torch.arange(2)
+            torch.testing.assert_close(made["again"](x, numbers), protected(x, numbers))
 
 
 def test_the_example_of_a_data_set_is_one(tmp_path: Path) -> None:

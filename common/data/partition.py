@@ -4,6 +4,7 @@ Members and reference images are drawn from the official training set, non-membe
 are therefore disjoint. A manifest lists the position of every image in its official set.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,14 +116,16 @@ def draw_indices(data: Data, train_size: int, test_size: int) -> dict[str, np.nd
     }
 
 
-def write_partition(run: Run, root: Path) -> dict[str, int]:
+def write_partition(
+    run: Run, root: Path, draw: Callable[[Data, int, int], dict[str, np.ndarray]] = draw_indices
+) -> dict[str, int]:
     """Write the three parts and then the manifest that makes them valid; returns how many images each part has.
 
-    `root` is the folder of the official files. They are downloaded where they are missing.
+    `root` is the folder of the official files. They are downloaded where they are missing. `draw` chooses the images.
     """
     source = DATASETS[run.dataset].load(root)
     data = run.config.data
-    indices = draw_indices(data, len(source.train_labels), len(source.test_labels))
+    indices = draw(data, len(source.train_labels), len(source.test_labels))
     digests = {}
     for part, index in indices.items():
         path = _part_path(run, part)

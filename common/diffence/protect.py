@@ -1,15 +1,23 @@
 """A classifier that is protected by Diffence, as one module (paper Fig. 2): any PyTorch classifier, reconstructor, selector."""
 
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
 
 from common.diffence.ddpm import load_reconstructor
 from common.diffence.reconstruct import Reconstructor
-from common.diffence.select import Selector, reorder
+from common.diffence.saved import read_parts, write_parts
+from common.diffence.select import CandidateLogits, Selector, reorder
 from common.errors import UserError
-from common.run import Run
+from common.run import Run, pick_device
 from common.seeds import derive_seed, image_keys
+
+NUMBERING = threading.Lock()  # not an attribute, because a module with a lock cannot be copied
 
 
 class ProtectedClassifier(nn.Module):
@@ -23,6 +31,10 @@ class ProtectedClassifier(nn.Module):
         answer is the same for every `draws`: candidate 5, which drawing all 30 and then selecting would release too.
     batch: the most candidates that are reconstructed and classified together.
     key: 1 to 64 bytes for stable answers (`diffence.stable` of a config); None for new noise at every query.
+    size: (H, W) of the images, others being refused; None = any.
+    classes: the names of the classes, if they have any.
+
+    Threads may share a module: no two queries get the same number.
 
     Without a key each image is a new query with new noise, unless the caller passes `queries`. With a key the noise comes from
     a keyed hash of the image. An image then has the same answer, up to rounding, in any batch, at any time and after a restart.
@@ -46,6 +58,8 @@ class ProtectedClassifier(nn.Module):
         draws: int = 1,
         batch: int = 256,
         key: bytes | None = None,
+        size: tuple[int, int] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("n", n), ("draws", draws), ("batch", batch)):
@@ -55,6 +69,7 @@ class ProtectedClassifier(nn.Module):
             raise UserError(f"the key of a stable ProtectedClassifier must have 1 to 64 bytes, not {len(key)}.")
         self.classifier, self.reconstruct, self.selector = classifier, reconstruct, selector
         self.n, self.draws, self.batch, self.key = n, draws, batch, key
+        self.size, self.classes = size, None if classes is None else list(classes)
         self.served = 0  # queries that were numbered so far; the next query has this number
         self.drawn = torch.zeros(0, dtype=torch.int64)  # [B], candidates drawn for each image of the last call
         self.eval()
@@ -71,25 +86,72 @@ class ProtectedClassifier(nn.Module):
         classifier returns NaN or infinite logits.
         """
         check_images(images)
+        if self.size is not None and images.shape[-2:] != self.size:
+            raise UserError(f"images must be {self.size[0]} x {self.size[1]}, not {images.shape[-2]} x {images.shape[-1]}.")
         if queries is None and self.key is not None:
             queries = image_keys(images, self.key)
         elif queries is None:
-            queries = torch.arange(self.served, self.served + len(images))
-            self.served += len(images)
+            with NUMBERING:
+                queries = torch.arange(self.served, self.served + len(images))
+                self.served += len(images)
         elif len(queries) != len(images):
             raise UserError(f"{len(images)} images need as many queries, not {len(queries)}.")
         original = self._logits(images)
         release = self._release_average if self.selector.scenario == "average" else self._release_first
         return release(images, queries, original)
 
+    @torch.inference_mode()
+    def all_logits(self, images: torch.Tensor, queries: torch.Tensor) -> CandidateLogits:
+        """The classifier's logits on images [B, 3, H, W] and on all n candidates of each, on which an interval is fitted."""
+        check_images(images)
+        return CandidateLogits(self._logits(images).cpu().numpy(), self._all_candidates(images, queries))
+
+    def save_pretrained(self, folder: str | Path, with_classifier: bool = True) -> None:
+        """Write everything but the key into a folder, from which `from_pretrained` gives the same answers after a restart.
+
+        Without `with_classifier`, the classifier is left out, for one that torch.export cannot follow. Raises UserError for a
+        module whose `size` is not set, because a program is exported for images of one size.
+        """
+        if self.size is None and with_classifier:
+            raise UserError("a classifier is saved for images of one size: name it with ProtectedClassifier(..., size=(H, W)).")
+        settings = {"n": self.n, "draws": self.draws, "batch": self.batch, "size": self.size, "classes": self.classes}
+        classifier = self.classifier if with_classifier else None
+        settings["stable"] = self.key is not None
+        write_parts(Path(folder), classifier, self.reconstruct, self.selector, settings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        key: bytes | None = None,
+        classifier: str | Path | nn.Module | None = None,
+        unet: Any = None,
+        device: str = "auto",
+    ) -> "ProtectedClassifier":
+        """What `save_pretrained` wrote.
+
+        key: the one that the saved module had. Without it a module that had one is refused. classifier, unet: in place of what
+        is stored, or for what was left out. device: auto, cpu or cuda.
+        """
+        parts = read_parts(Path(folder), classifier, unet, pick_device(device))
+        settings = dict(parts[-1])
+        if settings.pop("stable") != (key is not None):
+            wanted = "pass the same one as key" if key is None else "leave it out"
+            raise UserError(f"{folder} was saved with{'' if key is None else 'out'} a key for stable answers: {wanted}.")
+        size = settings.pop("size")
+        return cls(*parts[:3], **settings, key=key, size=None if size is None else tuple(size))
+
     def _release_average(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
         """The average over all n candidates."""
+        released = self.selector.release(self._all_candidates(images, queries), original.cpu().numpy())
+        self.drawn = torch.full((len(images),), self.n)
+        return torch.from_numpy(released).to(original)
+
+    def _all_candidates(self, images: torch.Tensor, queries: torch.Tensor) -> np.ndarray:
+        """The logits of all n candidates of each image, float32 [B, n, C]."""
         rows = torch.arange(len(images)).repeat_interleave(self.n)
         numbers = torch.arange(self.n).repeat(len(images))
-        logits = self._candidate_logits(images, queries, rows, numbers).view(len(images), self.n, -1)
-        self.drawn = torch.full((len(images),), self.n)
-        released = self.selector.release(logits.cpu().numpy(), original.cpu().numpy())
-        return torch.from_numpy(released).to(original)
+        return self._candidate_logits(images, queries, rows, numbers).view(len(images), self.n, -1).cpu().numpy()
 
     def _release_first(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
         """The first candidate that qualifies, else the nearest that keeps the label, else the selector's fallback.
@@ -101,7 +163,7 @@ class ProtectedClassifier(nn.Module):
         best = np.full(len(images), np.inf)  # the smallest distance among an image's candidates so far; 0 qualifies
         nearest = np.full(len(images), np.inf)  # the same among those that lose the label, for the fallback
         spare = original.clone()  # the nearest of these
-        self.drawn = torch.zeros(len(images), dtype=torch.int64)
+        drawn = torch.zeros(len(images), dtype=torch.int64)
         for start in range(0, self.n, self.draws):
             waiting = torch.from_numpy(np.flatnonzero(best > 0))
             if not len(waiting):
@@ -117,7 +179,8 @@ class ProtectedClassifier(nn.Module):
                     best[row], released[row] = distance, candidate
                 if any_label < nearest[row]:
                     nearest[row], spare[row] = any_label, candidate
-            self.drawn[waiting] += len(numbers)
+            drawn[waiting] += len(numbers)
+        self.drawn = drawn
         unmatched = torch.from_numpy(np.isinf(best)).to(original.device)
         if self.selector.fallback == "reorder" and unmatched.any():
             reordered = reorder(spare[unmatched].cpu().numpy(), original[unmatched].cpu().numpy())
@@ -136,7 +199,11 @@ class ProtectedClassifier(nn.Module):
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         """The classifier's logits float32 [B, C], checked to be finite."""
-        logits = self.classifier(images).float()
+        logits = self.classifier(images)
+        if not torch.is_tensor(logits) or logits.ndim != 2 or len(logits) != len(images):
+            returned = f"the shape {list(logits.shape)}" if torch.is_tensor(logits) else f"a {type(logits).__name__}"
+            raise UserError(f"the classifier must return logits of the shape [B, C], not {returned}.")
+        logits = logits.float()
         if not torch.isfinite(logits).all():
             raise UserError("the classifier returned NaN or infinite logits: check its weights and the images.")
         return logits

@@ -1,0 +1,145 @@
+"""A classifier, a diffusion model and some images become a ProtectedClassifier."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from common.config import SCENARIOS
+from common.data.folder import list_images, read_image
+from common.diffence.candidates import query_ids
+from common.diffence.classifiers import crop_size, load_classifier, normalised
+from common.diffence.protect import ProtectedClassifier
+from common.diffence.reconstruct import DiffusionModel, DiffusionReconstructor
+from common.diffence.select import CandidateLogits, Selector, fit_selector
+from common.diffence.sources import load_diffusion_model
+from common.errors import UserError, check_name
+from common.pair import Pair
+from common.run import pick_device
+
+Images = str | Path | torch.Tensor | Iterable[Any]
+Size = int | tuple[int, int]
+
+
+def protect(
+    classifier: nn.Module | str | Path,
+    unet: Any,
+    members: Images | None = None,
+    non_members: Images | None = None,
+    *,
+    scenario: str = "3",
+    t: int = 160,
+    n: int = 30,
+    size: Size | None = None,
+    transform: Any = None,
+    key: bytes | None = None,
+    draws: int = 1,
+    batch: int = 256,
+    seed: int = 0,
+    device: str = "auto",
+) -> ProtectedClassifier:
+    """Put Diffence before a classifier, and fit the interval of scenario 1 or 2 (paper Section III-B2).
+
+    classifier: of images [B, 3, H, W], returning logits; a module, or what `load_classifier` takes.
+    unet: the diffusion model, as `load_diffusion_model` takes it: a folder, a name of the hub, a checkpoint, a UNet2DModel.
+    members, non_members: images that the classifier was trained on, and others, for scenarios 1 (both) and 2 (members): a
+        folder, a tensor [n, 3, H, W] in [0, 1], or a DataLoader whose batches are images or (images, ...).
+    size: H = W or (H, W) of the images. Files of another size are resized and cropped to it (`read_image`). By default, that
+        of the first image.
+    transform: the normalisation, if it is not inside the classifier (`normalised`).
+    t, n, key, draws, batch: as in DiffusionReconstructor and ProtectedClassifier. device: auto, cpu or cuda.
+
+    Shows a progress bar. Raises UserError, in one sentence, for what does not fit.
+    """
+    check_name("scenario", scenario, SCENARIOS)
+    needed = {"1": ("members", "non_members"), "2": ("members",)}.get(scenario, ())
+    given = {"members": members, "non_members": non_members}
+    for name in needed:
+        if given[name] is None:
+            raise UserError(f"scenario {scenario} needs {name.replace('_', '-')}: pass {name}, or take scenario 3.")
+    place = pick_device(device)
+    net = normalised(load_classifier(classifier, place), transform).to(place)
+    reconstruct = load_reconstructor(unet, t, seed, place)
+    wanted = as_size(size) or crop_size(transform)
+    batches = {name: read_batches(images, wanted, batch) for name, images in given.items() if images is not None}
+    for name in batches:
+        first = next(batches[name], None)
+        if first is None:
+            raise UserError(f"there are no {name.replace('_', '-')}: pass at least one image.")
+        wanted, batches[name] = wanted or (first.shape[-2], first.shape[-1]), chain([first], batches[name])
+    protected = ProtectedClassifier(net, reconstruct, Selector(scenario), n, draws, batch, key, wanted)
+    fit = {name: collect(protected, name, batches[name], place) for name in needed}
+    if fit:
+        protected.selector = fit_selector(scenario, Pair(fit["members"], fit.get("non_members", fit["members"])))
+    return protected
+
+
+def load_reconstructor(unet: Any, t: int, seed: int, device: torch.device, size: int | None = None) -> DiffusionReconstructor:
+    """A reconstructor with the diffusion model of a source, on the device. `size` is that of the model's images, if given."""
+    model = load_diffusion_model(unet, size)
+    return DiffusionReconstructor(DiffusionModel(model.unet.to(device), model.scheduler, model.size), t, seed=seed)
+
+
+def as_size(size: Size | None) -> tuple[int, int] | None:
+    """(H, W) of a size, which may be H = W."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def read_batches(images: Any, size: tuple[int, int] | None, batch: int) -> Iterator[torch.Tensor]:
+    """The images in batches [b, 3, H, W]. A file that is no image is left out, and a sentence on stderr says so."""
+    if isinstance(images, str | Path):
+        files = list_images(Path(images))
+        for start in range(0, len(files), batch):
+            _, batch_images = read_files(files[start : start + batch], size)
+            yield batch_images
+    elif torch.is_tensor(images):
+        yield from images.split(batch)
+    else:
+        for item in images:
+            yield item if torch.is_tensor(item) else item[0]
+
+
+def read_files(files: list[Path], size: tuple[int, int] | None) -> tuple[list[int], torch.Tensor]:
+    """Which of the files are images, and these images [b, 3, H, W].
+
+    Raises UserError where their sizes differ, or where none is an image.
+    """
+    positions: list[int] = []
+    images: list[torch.Tensor] = []
+    for position, path in enumerate(files):
+        try:
+            image = read_image(path, size)
+        except UserError as error:
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+            continue
+        if images and image.shape != images[0].shape:
+            raise UserError(
+                f"{path} is {image.shape[1]} x {image.shape[2]}, others are {images[0].shape[1]} x {images[0].shape[2]}: "
+                "name the size to which all are resized (size, --size)."
+            )
+        positions.append(position)
+        images.append(image)
+    if not images:
+        raise UserError(f"none of {len(files)} files from {files[0]} on is an image.")
+    return positions, torch.stack(images)
+
+
+def collect(
+    protected: ProtectedClassifier, side: str, batches: Iterable[torch.Tensor], device: torch.device
+) -> CandidateLogits:
+    """The logits of a side's images and of all their candidates."""
+    parts, count = [], 0
+    with tqdm(desc=side.replace("_", "-"), unit="image", smoothing=0.05, disable=None) as progress:
+        for images in batches:
+            for few in images.split(max(1, protected.batch // protected.n)):
+                queries = query_ids(side, range(count, count + len(few)))
+                parts.append(protected.all_logits(few.to(device), queries))
+                count += len(few)
+                progress.update(len(few))
+    return CandidateLogits(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("original", "candidates")))

@@ -1,0 +1,1 @@
+"""Predictions of a protected classifier for a folder of images: `python -m common.serve`."""

@@ -1,0 +1,397 @@
+"""Diffusion models off the shelf: converted checkpoints against plain networks, schedulers by formula, EDM in closed form."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from layouts import GuidedDiffusion, PytorchDDPM
+from safetensors.torch import save_file
+from torch import nn
+
+from common.config import DDPM
+from common.diffence.ddpm import build_unet
+from common.diffence.reconstruct import HO, DiffusionModel, DiffusionReconstructor, alpha_bars, forward_noise, resize
+from common.diffence.sources import edm_model, load_diffusion_model
+from common.errors import UserError
+
+TINY = DDPM(channels=[8, 8], layers=1, attention=[], groups=4, dropout=0.0)
+QUERIES = torch.arange(3)
+
+
+def images(count: int = 3, size: int = 8) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+def remake(model: Any, x: torch.Tensor, t: int = 160, steps: int = 1, **options: Any) -> torch.Tensor:
+    """A reconstruction of each of the images x."""
+    return DiffusionReconstructor(model, t, steps, **options)(x, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64))
+
+
+def lively(network: nn.Module) -> nn.Module:
+    """The network with every tensor of random numbers, so that no part of it is without effect. A time table stays.
+
+    The first layer's are small, so that the epsilon of the norms behind it counts.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                scale = 1.0 if parameter.ndim == 1 else 1.5 / math.sqrt(parameter[0].numel())
+                scale *= 0.01 if name.startswith(("head", "input_blocks.0.")) else 1
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def ddpm_network() -> nn.Module:
+    return lively(PytorchDDPM(1000, 32, [1, 2, 2], attention=[1], layers=2))
+
+
+@pytest.fixture(scope="module")
+def guided_network() -> nn.Module:
+    return lively(GuidedDiffusion(64, [1, 2, 2], attention=[1, 2], layers=1))
+
+
+# Checkpoints of other codebases
+
+
+@pytest.mark.parametrize("timestep", [0, 1, 159, 999])
+def test_a_checkpoint_of_pytorch_ddpm_gives_the_same_network(ddpm_network: nn.Module, tmp_path: Path, timestep: int) -> None:
+    state = {f"module.{name}": value for name, value in ddpm_network.state_dict().items()}
+    wrong = {name: torch.zeros_like(value) for name, value in state.items()}
+    torch.save({"net_model": wrong, "ema_model": state, "step": 3, "x_T": torch.zeros(1)}, tmp_path / "half.pt")
+    model = load_diffusion_model(tmp_path / "half.pt")
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = ddpm_network(x, torch.tensor([timestep] * 2))
+        found = model.unet(x, timestep, return_dict=False)[0]
+    assert expected.std() > 0.5
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    assert model.size == (32, 32)
+    torch.testing.assert_close(alpha_bars(model.scheduler), alpha_bars())
+
+
+def test_the_paper_s_network_has_328_tensors_of_pytorch_ddpm(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        network = PytorchDDPM(1000, 128, [1, 2, 2, 2], attention=[1], layers=2)
+    state = {name: torch.zeros(value.shape) for name, value in network.state_dict().items()}
+    assert len(state) == 328 + 1  # and the table of the time embedding
+    torch.save(state, tmp_path / "bare.pt")
+    unet: Any = load_diffusion_model(tmp_path / "bare.pt").unet
+    assert len(unet.state_dict()) == 328
+    assert {name: value.shape for name, value in unet.state_dict().items()} == {
+        name: value.shape for name, value in build_unet(DDPM()).state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("timestep", [0, 159, 999])
+def test_a_checkpoint_of_guided_diffusion_gives_the_same_network(
+    guided_network: nn.Module, tmp_path: Path, timestep: int
+) -> None:
+    save_file(guided_network.state_dict(), tmp_path / "uncond.safetensors")
+    model = load_diffusion_model(tmp_path / "uncond.safetensors", size=32)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = guided_network(x, torch.tensor([timestep] * 2))
+        found = model.unet(x, timestep, return_dict=False)[0]
+    assert expected.std() > 0.5
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_the_imagenet_network_is_recognised_by_its_shapes(tmp_path: Path) -> None:
+    """As published, at a quarter of its width: it takes 256 x 256 images. In half precision, as it was published."""
+    with torch.device("meta"):
+        network = GuidedDiffusion(64, [1, 1, 2, 2, 4, 4], attention=[3, 4, 5], layers=2)
+    torch.save({name: torch.zeros(value.shape).half() for name, value in network.state_dict().items()}, tmp_path / "a.pt")
+    model = load_diffusion_model(tmp_path / "a.pt")
+    assert model.size == (256, 256)
+    assert len(network.state_dict()) == 566
+    assert len(model.unet.state_dict()) == 630
+    assert {value.dtype for value in model.unet.state_dict().values()} == {torch.float32}
+
+
+def test_a_learned_variance_is_left_out(guided_network: nn.Module, tmp_path: Path) -> None:
+    torch.save(guided_network.state_dict(), tmp_path / "a.pt")
+    x = images(2, 32)
+    reconstruct = DiffusionReconstructor(load_diffusion_model(tmp_path / "a.pt", 32), 160)
+    noise = reconstruct.noise(x.shape[1:], torch.arange(2), torch.zeros(2, dtype=torch.int64))
+    with torch.inference_mode():
+        alpha_bar = alpha_bars()[160].float()
+        noisy = forward_noise(2 * x - 1, noise, alpha_bar, "paper")
+        predicted = guided_network(noisy, torch.tensor([159, 159]))[:, :3]
+        expected = (((noisy - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt() + 1) / 2).clamp(0, 1)
+    torch.testing.assert_close(reconstruct(x, torch.arange(2), torch.zeros(2, dtype=torch.int64)), expected, atol=1e-4, rtol=0)
+    assert ((expected > 0) & (expected < 1)).float().mean() > 0.1
+
+
+# Schedulers
+
+
+SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "linear": lambda i: 1e-4 + (0.02 - 1e-4) * i / 499,
+    "scaled_linear": lambda i: (1e-4**0.5 + (0.02**0.5 - 1e-4**0.5) * i / 499) ** 2,
+    "squaredcos_cap_v2": lambda i: np.minimum(
+        1 - np.cos(((i + 1) / 500 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos((i / 500 + 0.008) / 1.008 * np.pi / 2) ** 2, 0.999
+    ),
+}
+
+
+def save_model(folder: Path, **scheduler: Any) -> UNet2DModel:
+    """A folder as diffusers' DDPMPipeline writes it, with a tiny network of random weights."""
+    torch.manual_seed(0)
+    unet = build_unet(TINY)
+    unet.register_to_config(sample_size=8)
+    unet.save_pretrained(folder / "unet")
+    DDIMScheduler(**scheduler).save_pretrained(folder / "scheduler")
+    return unet
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_alpha_bar_is_that_of_the_model(tmp_path: Path, schedule: str) -> None:
+    save_model(tmp_path, num_train_timesteps=500, beta_schedule=schedule)
+    model = load_diffusion_model(tmp_path)
+    expected = np.concatenate([[1.0], np.cumprod(1 - SCHEDULES[schedule](np.arange(500)))])
+    np.testing.assert_allclose(alpha_bars(model.scheduler).numpy(), expected, rtol=2e-4, atol=1e-9)
+    with pytest.raises(UserError, match=r"lie in 1\.\.500, not 501"):
+        DiffusionReconstructor(model, 501)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_jump_is_that_of_diffusers(tmp_path: Path, schedule: str, prediction: str) -> None:
+    """Its add_noise and one step of its DDIM, from timestep 159 to below 0."""
+    unet = save_model(tmp_path, beta_schedule=schedule, prediction_type=prediction)
+    scheduler = DDIMScheduler(beta_schedule=schedule, prediction_type=prediction, clip_sample=False, set_alpha_to_one=True)
+    scheduler.register_to_config(num_train_timesteps=160)
+    scheduler.num_inference_steps = 1
+    x = images()
+    reconstruct = DiffusionReconstructor(load_diffusion_model(str(tmp_path)), 160)
+    noisy = scheduler.add_noise(2 * x - 1, reconstruct.noise(x.shape[1:], QUERIES, 0 * QUERIES), torch.tensor([159]))
+    with torch.inference_mode():
+        image = scheduler.step(unet(noisy, 159).sample, 159, noisy).prev_sample
+    expected = ((image + 1) / 2).clamp(0, 1)
+    torch.testing.assert_close(reconstruct(x, QUERIES, 0 * QUERIES), expected, atol=2e-5, rtol=0)
+    assert ((expected > 0) & (expected < 1)).float().mean() > 0.3
+
+
+def test_a_folder_without_a_scheduler_counts_as_ho_et_al(tmp_path: Path) -> None:
+    unet = save_model(tmp_path, beta_schedule="scaled_linear")
+    for source in (tmp_path, tmp_path / "unet"):  # the scheduler beside the network counts in both cases
+        assert load_diffusion_model(source).scheduler.config.beta_schedule == "scaled_linear"
+    unet.save_pretrained(tmp_path / "alone")
+    model = load_diffusion_model(tmp_path / "alone")
+    torch.testing.assert_close(alpha_bars(model.scheduler), alpha_bars())
+    torch.testing.assert_close(remake(model, images()), remake(unet, images()))
+
+
+def test_pure_noise_at_step_t_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    with pytest.raises(UserError, match="step 1000 is pure noise"):
+        DiffusionReconstructor(load_diffusion_model(tmp_path), 1000)
+
+
+# EDM, and one Gaussian in every form
+
+MEAN, SPREAD = 0.2, 0.3  # of every pixel of the data, in [-1, 1]
+
+
+class Best(nn.Module):
+    """What a perfectly trained network returns for pixels N(MEAN, SPREAD^2), by Bayes' rule."""
+
+    def __init__(self, prediction: str) -> None:
+        super().__init__()
+        self.prediction = prediction
+
+    def forward(self, x: torch.Tensor, timestep: int, return_dict: bool = True) -> tuple[torch.Tensor]:
+        alpha_bar = float(alpha_bars()[timestep + 1])
+        a, b = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        image = (a * SPREAD**2 * x + b**2 * MEAN) / (a**2 * SPREAD**2 + b**2)
+        noise = (x - a * image) / b
+        return ({"epsilon": noise, "sample": image, "v_prediction": a * noise - b * image}[self.prediction],)
+
+
+def best_edm(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The same in EDM's form: the image behind x = image + sigma * noise."""
+    variance = sigma[:, None, None, None] ** 2
+    return (SPREAD**2 * x + variance * MEAN) / (SPREAD**2 + variance)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("t", [40, 160, 700])
+def test_all_forms_of_one_model_give_one_reconstruction(t: int, steps: int) -> None:
+    """And that is the posterior mean where there is one step."""
+    x = images()
+    expected = remake(Best("epsilon"), x, t, steps)
+    for prediction in ("sample", "v_prediction"):
+        model = DiffusionModel(Best(prediction), DDPMScheduler.from_config(HO.config, prediction_type=prediction))
+        torch.testing.assert_close(remake(model, x, t, steps), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(remake(edm_model(best_edm, 8), x, t, steps), expected, atol=1e-5, rtol=0)
+    if steps == 1:
+        noise = DiffusionReconstructor(Best("epsilon"), t).noise(x.shape[1:], QUERIES, 0 * QUERIES)
+        level = float(1 / alpha_bars()[t] - 1)  # sigma^2
+        noisy = 2 * x - 1 + level**0.5 * noise
+        mean = (SPREAD**2 * noisy + level * MEAN) / (SPREAD**2 + level)
+        torch.testing.assert_close(expected, ((mean + 1) / 2).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_an_edm_denoiser_is_asked_at_the_noise_level_of_step_t() -> None:
+    asked: list[torch.Tensor] = []
+
+    def denoiser(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        asked.append(sigma)
+        return x
+
+    remake(edm_model(denoiser, 8), images())
+    torch.testing.assert_close(asked[0], torch.full((3,), 0.5564), atol=1e-4, rtol=0)
+
+
+# Sizes
+
+
+def test_images_of_another_size_are_resized_there_and_back() -> None:
+    """A perfect denoiser leaves what survives the resizing; a gradient does."""
+    seen: list[torch.Size] = []
+
+    class Knowing(nn.Module):
+        def forward(self, x: torch.Tensor, timestep: int, return_dict: bool = True) -> tuple[torch.Tensor]:
+            seen.append(x.shape)
+            return (2 * resize(flat, (32, 32)) - 1,)
+
+    flat = torch.linspace(0.2, 0.8, 64).expand(3, 3, 48, 64)
+    model = DiffusionModel(Knowing(), DDPMScheduler.from_config(HO.config, prediction_type="sample"), (32, 32))
+    made = remake(model, flat)
+    assert seen == [(3, 3, 32, 32)]
+    assert made.shape == flat.shape
+    torch.testing.assert_close(made[..., 2:-2], flat[..., 2:-2], atol=2e-3, rtol=0)
+
+
+def test_images_of_the_model_s_size_are_not_touched() -> None:
+    x = images()
+    assert resize(x, (8, 8)) is x
+    assert resize(x, None) is x
+
+
+# Sources
+
+
+def test_a_function_and_a_network_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_unet.py").write_text(
+        "from common.diffence.sources import edm_model\n"
+        "def edm():\n    return edm_model(lambda x, sigma: x, 16)\n"
+        "def wrong():\n    return 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_diffusion_model("my_unet:edm").size == (16, 16)
+    assert load_diffusion_model("my_unet:edm", 24).size == (24, 24)
+    unet = build_unet(TINY)
+    assert load_diffusion_model(unet).size == (32, 32)
+    with pytest.raises(UserError, match="my_unet:wrong returned a int, not a UNet2DModel"):
+        load_diffusion_model("my_unet:wrong")
+    for name in ("my_unet:absent", "no_such_module:edm"):
+        with pytest.raises(UserError, match=f"{name} cannot be imported"):
+            load_diffusion_model(name)
+
+
+def test_the_hub_without_a_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="'someone/a-model' is no file or folder here, and could not be fetched") as caught:
+        load_diffusion_model("someone/a-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hub_s_files_load_as_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    save_model(tmp_path)
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        assert (name, allow_patterns) == ("google/ddpm-cifar10-32", ["*.json", "*.safetensors"])  # nothing to unpickle
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert load_diffusion_model("google/ddpm-cifar10-32").size == (8, 8)
+
+
+class Evil:
+    """A pickle of it runs code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+def write_bad(folder: Path, kind: str) -> Path:
+    """A source that is refused, of the kind."""
+    path = folder / "bad.pt"
+    if kind == "pickle":
+        torch.save({"ema_model": Evil()}, path)
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "other layout":
+        torch.save({"conv.weight": torch.zeros(1)}, path)
+    elif kind == "cut":
+        state = PytorchDDPM(10, 32, [1], attention=[], layers=1).state_dict()
+        torch.save({name: value for name, value in state.items() if "tail.2" not in name}, path)
+    elif kind == "labels":
+        torch.save(GuidedDiffusion(64, [1], [], 1).state_dict() | {"label_emb.weight": torch.zeros(1)}, path)
+    elif kind == "unknown size":
+        torch.save(GuidedDiffusion(64, [1, 2], [], 1).state_dict(), path)
+    elif kind == "no folder of diffusers":
+        return folder
+    else:
+        save_model(folder)
+        unet, scheduler = folder / "unet", folder / "scheduler" / "scheduler_config.json"
+        config = json.loads(scheduler.read_text())
+        if kind == "damaged":
+            (unet / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
+        elif kind == "unsafe weights":
+            (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.bin")
+        elif kind == "no betas":
+            scheduler.write_text(json.dumps({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348}))
+        elif kind == "flow":
+            scheduler.write_text(json.dumps(config | {"prediction_type": "flow_prediction"}))
+        elif kind == "schedule":
+            scheduler.write_text(json.dumps(config | {"beta_schedule": "mine"}))
+        elif kind in ("latents", "classes"):
+            changes: dict[str, Any] = {"in_channels": 4} if kind == "latents" else {"num_class_embeds": 3}
+            config = dict(build_unet(TINY).config) | changes
+            UNet2DModel(**{name: value for name, value in config.items() if name[0] != "_"}).save_pretrained(unet)
+        return folder
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("pickle", "nothing else is unpickled"),
+        ("text", "is damaged, or is no file of weights"),
+        ("other layout", "none of the known layouts .pytorch-ddpm, guided-diffusion."),
+        ("cut", "begins as one of pytorch-ddpm, but is another network .*conv_out"),
+        ("labels", "wants a class label"),
+        ("unknown size", "size of this network's images cannot be told.*--unet-size"),
+        ("no folder of diffusers", "has no config.json"),
+        ("damaged", "unet is damaged"),
+        ("unsafe weights", "has no .safetensors"),
+        ("no betas", "is of a ScoreSdeVeScheduler, which has no betas"),
+        ("flow", "unknown prediction type .* 'flow_prediction'"),
+        ("schedule", "mine is not implemented"),
+        ("latents", "takes 4 channels"),
+        ("classes", "wants a class label"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path, kind: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_diffusion_model(write_bad(tmp_path, kind))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"), [("nowhere.pt", "is no file or folder here, nor"), (nn.Linear(1, 1), "a Linear is no UNet2DModel")]
+)
+def test_what_is_not_there_is_refused(source: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load_diffusion_model(source)
