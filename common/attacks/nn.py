@@ -29,7 +29,7 @@ from common.pair import Pair
 
 SelectOn = Literal["known", "scored"]
 FEWEST_KNOWN = 10  # known points of a side
-# Bounds on the work of an epoch. With the committed profiles, which have at most 1,000 known points of a side, neither is reached.
+# Bounds on the work of an epoch. The committed profiles (at most 1,000 known points of a side) reach neither.
 EPOCH_BATCHES = 16
 MOST_VALIDATED = 512  # held-out points of a side on which an epoch is judged
 RELEASED_INTERVAL = 5  # epochs between two validations in the released code
