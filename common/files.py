@@ -4,11 +4,14 @@ A file is written whole or not at all, so that a killed process loses nothing. A
 other settings is refused with one sentence that says what to do.
 """
 
+import fcntl
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 from zipfile import BadZipFile
@@ -25,7 +28,8 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     A reader sees the old content or the new content, never a part of it. Folders are made where they are missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # The number of the process alone may repeat: on another machine that writes to the same disk.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with open(partial, "wb") as file:
             write(file)
@@ -34,6 +38,19 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made where it is missing. Other processes that ask for it wait.
+
+    The lock is released when the block ends or the process dies. It is for files that belong together; one file alone needs no
+    lock. A process must not ask for a lock that it holds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def make_folder(path: Path) -> None:
@@ -47,6 +64,12 @@ def make_folder(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, atomically."""
     atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a file, atomically."""
+    content = source.read_bytes()
+    atomic_write(target, lambda file: file.write(content))
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

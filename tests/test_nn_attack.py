@@ -1,6 +1,7 @@
 """The NN attack: planted signals against the best attack's closed form, no signal at all, and training as released."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from conftest import CLASSES, planted
 
 from common.attacks import ATTACKS, NNOptions, Outputs, Scores, nn
+from common.cli import ROOT
+from common.config import load_config
 from common.errors import UserError
 from common.metrics import privacy as metrics
 from common.metrics.privacy import Floats
@@ -127,6 +130,56 @@ def test_learning_rate_drops_at_half_time_and_batches_are_balanced(monkeypatch: 
     epoch = [(64, 64), (16, 16)]
     assert [(a, b) for _, a, b in steps] == 4 * epoch
     assert [lr for lr, _, _ in steps] == pytest.approx([5e-4] * 4 + [5e-5] * 4)
+
+
+@pytest.mark.parametrize(("select_on", "points"), [("known", 1280), ("scored", 1024)])
+def test_the_bounds_on_an_epoch_change_nothing_below_them(
+    monkeypatch: pytest.MonkeyPatch, select_on: nn.SelectOn, points: int
+) -> None:
+    """1,024 training points fill 16 batches exactly; every committed profile has fewer."""
+    known = Pair(planted(points, 1, seed=64), planted(points - 9, 0, seed=65))
+    scored = Pair(planted(600, 1, seed=66), planted(600, 0, seed=67))
+    options = NNOptions(nn_epochs=2, select_on=select_on)
+    bounded = ATTACKS["nn"](known, scored, options, 4)
+    monkeypatch.setattr(nn, "EPOCH_BATCHES", 10**9)
+    monkeypatch.setattr(nn, "MOST_VALIDATED", 10**9)
+    unbounded = ATTACKS["nn"](known, scored, options, 4)
+    np.testing.assert_array_equal(np.concatenate([*bounded.scored]), np.concatenate([*unbounded.scored]))
+    np.testing.assert_array_equal(np.concatenate([*bounded.known]), np.concatenate([*unbounded.known]))
+
+
+@pytest.mark.parametrize("profile", sorted(ROOT.glob("*/configs/*.yaml")), ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_no_profile_reaches_the_bounds_on_an_epoch(profile: Path) -> None:
+    config = load_config(profile.parents[1], profile.stem)
+    attack, known = config.attack, config.data.known
+    assert known <= nn.EPOCH_BATCHES * attack.nn_batch_size
+    assert attack.nn_held_out * known <= nn.MOST_VALIDATED
+
+
+def test_an_epoch_with_many_known_points_is_bounded_and_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5,000 known points are 4,000 training points. Each epoch takes 1,024 of them, and other ones every time."""
+    steps: list[torch.Tensor] = []
+    judged: list[int] = []
+
+    def record(net: nn.AttackNet, optimizer: torch.optim.Optimizer, a: torch.Tensor, b: torch.Tensor) -> None:
+        assert len(a) == len(b) == 64
+        steps.append(a[:, -1])  # the loss of a point, which no other point shares
+        optimizer.step()
+
+    def judge(members: Floats, non_members: Floats) -> float:
+        judged.append(len(members))
+        return 0.5
+
+    monkeypatch.setattr(nn, "training_step", record)
+    monkeypatch.setattr(nn, "auc", judge)
+    known = Pair(planted(5000, 1, seed=68), planted(300, 0, seed=69))
+    scores = ATTACKS["nn"](known, Pair(planted(5, 1, seed=70), planted(5, 0, seed=71)), NNOptions(nn_epochs=10), 0)
+    assert (len(steps), judged) == (10 * 16, 10 * [512])
+    assert len(scores.known.members) == 1000  # thresholds are fitted on all held-out points
+    epochs = [torch.cat(steps[i : i + 16]) for i in range(0, 160, 16)]
+    assert [len(epoch.unique()) for epoch in epochs] == 10 * [1024]
+    # A point is left out of 10 epochs with the chance (1 - 1024 / 4000)^10 = .052.
+    assert len(torch.cat(epochs).unique()) == pytest.approx(4000 * 0.948, abs=60)
 
 
 @pytest.mark.parametrize(("select_on", "looks", "held"), [("known", 13, 12), ("scored", 3, 35)])

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from tqdm import tqdm
 
 from common.attacks.contract import Outputs, Scores
 from common.errors import UserError, check_name
@@ -28,6 +29,9 @@ from common.pair import Pair
 
 SelectOn = Literal["known", "scored"]
 FEWEST_KNOWN = 10  # known points of a side
+# Bounds on the work of an epoch. The committed profiles (at most 1,000 known points of a side) reach neither.
+EPOCH_BATCHES = 16
+MOST_VALIDATED = 512  # held-out points of a side on which an epoch is judged
 RELEASED_INTERVAL = 5  # epochs between two validations in the released code
 LARGEST_LOSS = 31 * np.log(10)  # the released code computes the loss from probabilities clipped at 1e-31
 
@@ -83,14 +87,15 @@ def nn_attack(known: Pair[Outputs], scored: Pair[Outputs], options: NNOptions, s
 
     No known point may be among the scored ones. With `select_on="known"`, the returned scores of known points are those of the
     held-out part. With "scored", they are those of the training points, on which no threshold should be fitted. The result
-    depends on `seed` and not on the global generator. Raises UserError for fewer than 10 known points of a side, and for
-    different numbers of classes.
+    depends on `seed` and not on the global generator. With "known", the cost of training is bounded: an epoch has at most 16
+    batches, and is judged on at most 512 held-out points of a side. Raises UserError for fewer than 10 known points of a side,
+    and for different numbers of classes.
     """
     _check(known, scored)
     generator = torch.Generator().manual_seed(seed)
     if options.select_on == "known":
-        train, validation = split_known(known, options.nn_held_out, generator)
-        returned_known = validation
+        train, returned_known = split_known(known, options.nn_held_out, generator)
+        validation = returned_known.map(lambda side: side.take(np.arange(min(len(side), MOST_VALIDATED))))
     else:
         train, validation = known, scored
         returned_known = known
@@ -120,17 +125,19 @@ def train_attack_net(
 ) -> AttackNet:
     """Train on `train` and return the network of the epoch with the largest AUC on `validation`.
 
-    The AUC is computed after every epoch; with `select_on="scored"`, after every fifth, as released, and after the last.
+    The AUC is computed after every epoch; with `select_on="scored"`, after every fifth, as released, and after the last. An
+    epoch passes over all points of the larger side, or over a random part of both sides where these are more than
+    EPOCH_BATCHES batches.
     """
     net = AttackNet(train.members.classes, generator).to(options.device)
     optimizer = torch.optim.Adam(net.parameters(), lr=options.nn_lr, fused=True)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=(options.nn_epochs + 1) // 2, gamma=0.1)
     features, validation_features = (pair.map(partial(features_of, device=options.device)) for pair in (train, validation))
-    larger = max(map(len, features))
+    length = min(max(map(len, features)), EPOCH_BATCHES * options.nn_batch_size)
     interval = 1 if options.select_on == "known" else RELEASED_INTERVAL
     best_auc, best_weights = -1.0, net.state_dict()  # every AUC exceeds -1, so that the first one is stored
-    for epoch in range(1, options.nn_epochs + 1):
-        rows = features.map(lambda side: _shuffled_rows(len(side), larger, generator).to(options.device))
+    for epoch in tqdm(range(1, options.nn_epochs + 1), desc="NN attack", unit="epoch", leave=False, disable=None):
+        rows = features.map(lambda side: _shuffled_rows(len(side), length, generator).to(options.device))
         for members, non_members in zip(*(side.split(options.nn_batch_size) for side in rows), strict=True):
             training_step(net, optimizer, features.members[members], features.non_members[non_members])
         schedule.step()

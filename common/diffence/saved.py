@@ -51,6 +51,7 @@ def write_parts(
         "torch": torch.__version__,
         "scenario": selector.scenario,
         "interval": interval,
+        "fallback": selector.fallback,
         "settings": settings,
         "classifier": facts,
         "diffusion": {
@@ -81,7 +82,8 @@ def read_parts(
     net = restore_classifier(folder, facts, device) if classifier is None else load_classifier(classifier, device)
     model = load_diffusion_model(folder / "diffusion" if unet is None else unet)
     model = DiffusionModel(model.unet.to(device), model.scheduler, None if size is None else tuple(size))
-    selector = Selector(content["scenario"], *(content["interval"] or ()))
+    low, high = content["interval"] or (-np.inf, np.inf)
+    selector = Selector(content["scenario"], low, high, content["fallback"])
     return net, DiffusionReconstructor(model, **diffusion), selector, content["settings"]
 
 

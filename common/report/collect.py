@@ -1,41 +1,50 @@
 """Copy rows and their pictures into results/, where they are committed."""
 
 import re
-import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.cli import ROOT
 from common.data import DATASETS
 from common.errors import UserError, check_name
-from common.files import atomic_write, read_json
-from common.report.rows import setting
+from common.files import atomic_write, copy_file, locked
+from common.report.rows import read_row, setting
 
 
 def collect(dataset: str) -> list[Path]:
     """Copy rows, scores and pictures of a data set to results/<data set>/<setting>/; returns the paths of the copied rows.
 
-    Raises UserError for a row that was made from uncommitted code, because nobody could reproduce it.
+    Raises UserError for a row that was made from uncommitted code, because nobody could reproduce it. Both folders are locked
+    while a row is copied, so that it and its scores belong together.
     """
     source = ROOT / check_name("data set", dataset, DATASETS) / "evaluate_MIAs" / "results"
     copied = []
     for path in sorted(source.rglob("*.json")):
-        row = read_json(path, f"bash {dataset}/evaluate_MIAs/evaluate_mia.sh --defense NAME")
-        if not re.fullmatch(r"[0-9a-f]{12}", row["commit"]):
-            raise UserError(f"{path} was made from uncommitted code ({row['commit']}): commit, and run the evaluation again.")
-        target = ROOT / "results" / dataset / setting(row)
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target / path.name)
-        diffusion_dir = ROOT / dataset / "diff_defense" / "diff_models" / row["profile"] / f"seed{row['seed']}"
-        pictures = [path.with_name(f"{path.stem}_roc.png")]
-        pictures += [path.with_name(f"{row['defense']}_{kind}.png") for kind in ("phi", "reliability")]
-        for picture in (*pictures, diffusion_dir / "reconstructions.png"):
-            if picture.is_file():
-                shutil.copy(picture, target / picture.name)
-        pack_scores(path, target / f"{path.stem}.npz")
+        with locked(path.parent):
+            row = read_row(path)
+            if not re.fullmatch(r"[0-9a-f]{12}", row["commit"]):
+                raise UserError(
+                    f"{path} was made from uncommitted code ({row['commit']}): commit, and run the evaluation again."
+                )
+            target = ROOT / "results" / dataset / setting(row)
+            with locked(target):
+                copy_row(path, row, target)
         copied.append(target / path.name)
     return copied
+
+
+def copy_row(path: Path, row: dict[str, Any], target: Path) -> None:
+    """Copy the row at `path`, its scores and its pictures to the folder `target`."""
+    dataset_dir = ROOT / row["dataset"]
+    diffusion_dir = dataset_dir / "diff_defense" / "diff_models" / row["profile"] / f"seed{row['seed']}"
+    pictures = [path.with_name(f"{path.stem}_roc.png")]
+    pictures += [path.with_name(f"{row['defense']}_{kind}.png") for kind in ("phi", "reliability")]
+    pack_scores(path, target / f"{path.stem}.npz")
+    for file in (path, *pictures, diffusion_dir / "reconstructions.png"):
+        if file.is_file():
+            copy_file(file, target / file.name)
 
 
 def pack_scores(row: Path, target: Path) -> None:

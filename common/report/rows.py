@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from common.attacks import Scores
-from common.files import read_json, save_array, write_json, write_text
+from common.files import locked, read_json, save_array, write_json, write_text
+from common.report.schema import current_row
 
 # The attacks of a text file, in the order of the paper's Figure 16.
 PRINTED_ATTACKS = ("nn", "m-entropy", "confidence", "entropy", "loss")
@@ -62,16 +63,17 @@ def write_result(folder: Path, row: dict[str, Any], scores: dict[str, Scores]) -
     """Write the text file and the JSON file of a row, and for each attack a .npy file in `scores/`.
 
     The array of an attack is float64 [n + m, 2]: a point's score, and 1 for a member or 0 for a non-member. The n members come
-    first.
+    first. The folder is locked meanwhile, so that the files of a row belong together where two processes write it.
     """
     name = result_name(row)
-    for attack, attack_scores in scores.items():
-        scored = attack_scores.scored
-        membership = np.repeat([1.0, 0.0], [*scored.map(len)])
-        columns = np.stack([np.concatenate([*scored]), membership], axis=1)
-        save_array(folder / "scores" / f"{attack}-based-{name}.npy", columns)
-    write_text(folder / name, result_text(row))
-    write_json(folder / f"{name}.json", row)
+    with locked(folder):
+        for attack, attack_scores in scores.items():
+            scored = attack_scores.scored
+            membership = np.repeat([1.0, 0.0], [*scored.map(len)])
+            columns = np.stack([np.concatenate([*scored]), membership], axis=1)
+            save_array(folder / "scores" / f"{attack}-based-{name}.npy", columns)
+        write_text(folder / name, result_text(row))
+        write_json(folder / f"{name}.json", row)
 
 
 def result_text(row: dict[str, Any]) -> str:
@@ -158,7 +160,7 @@ def _diffence_text(facts: dict[str, Any]) -> list[str]:
 def read_row(path: Path) -> dict[str, Any]:
     """Read a row from its JSON file. A file that has not changed since is not read again, so do not change the row.
 
-    Rows of version 0.1 have no `kind`. It is inferred from their other keys.
+    A row of an older schema is brought up to date. Raises UserError for a file that is no row that this version can read.
     """
     state = path.stat() if path.is_file() else None
     return _read_row(path, *((state.st_mtime_ns, state.st_size, state.st_ino) if state else ()))
@@ -166,10 +168,7 @@ def read_row(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4096)
 def _read_row(path: Path, *_state: int) -> dict[str, Any]:
-    row = read_json(path, "git checkout results")
-    if "kind" not in row:
-        row["kind"] = "evaluation" if "best" in row else "repeated_queries" if "runs" in row else "label_only"
-    return row
+    return current_row(path, read_json(path, "git checkout results"))
 
 
 def privacy_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
