@@ -106,8 +106,8 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
 
 def read_folder(folder: Path) -> list[StoredRow]:
     """Every row in a folder and the folders in it, in the order of their files."""
-    files = [StoredRow(read_row(path), path) for path in sorted(folder.rglob("*.json"))]
-    return [stored for stored in files if "dataset" in stored.row]  # other files, as those of benchmarks, are no rows
+    paths = [path for path in sorted(folder.rglob("*.json")) if not path.name.startswith("benchmark_")]  # which are no rows
+    return [StoredRow(read_row(path), path) for path in paths]
 
 
 def select_editions(rows: Sequence[StoredRow], selection: Selection) -> list[Edition]:
