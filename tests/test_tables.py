@@ -246,6 +246,14 @@ def test_rows_from_uncommitted_code_and_lost_markers_are_refused(tmp_path: Path,
     (made / "undefended_reliability.png").write_bytes(b"a picture")
     (copied,) = collect.collect("cifar10")
     assert copied.is_file() and (copied.parent / "undefended_reliability.png").read_bytes() == b"a picture"
+    (made / "hamp_grid.csv").write_text("dataset,profile,seed,commit\ncifar10,small,0,12345e789012\n")
+    (made / "hamp_grid.png").write_bytes(b"a picture")
+    collect.collect("cifar10")
+    grid = tmp_path / "results" / "cifar10" / "small-clean-seed0" / "hamp_grid.csv"
+    assert grid.read_text() == (made / "hamp_grid.csv").read_text() and grid.with_suffix(".png").is_file()
+    (made / "hamp_grid.csv").write_text("dataset,profile,seed,commit\ncifar10,small,0,12345e789012+changes\n")
+    with pytest.raises(UserError, match=r"hamp_grid\.csv was made from uncommitted code"):
+        collect.collect("cifar10")
     with pytest.raises(UserError, match=r"page\.md lacks its marks"):
         pages.fill("no marks", "tables", "a table", "page.md")
 

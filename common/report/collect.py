@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from common.cli import ROOT
 from common.data import DATASETS
@@ -24,15 +25,33 @@ def collect(dataset: str) -> list[Path]:
     for path in sorted(source.rglob("*.json")):
         with locked(path.parent):
             row = read_row(path)
-            if not re.fullmatch(r"[0-9a-f]{12}", row["commit"]):
-                raise UserError(
-                    f"{path} was made from uncommitted code ({row['commit']}): commit, and run the evaluation again."
-                )
+            refuse_uncommitted(path, row["commit"])
             target = ROOT / "results" / dataset / setting(row)
             with locked(target):
                 copy_row(path, row, target)
         copied.append(target / path.name)
+    for path in sorted(source.rglob("*_grid.csv")):
+        copy_grid(path)
     return copied
+
+
+def refuse_uncommitted(path: Path, commit: str) -> None:
+    """Raise UserError unless `commit` is one, because nobody could reproduce numbers from uncommitted code."""
+    if not re.fullmatch(r"[0-9a-f]{12}", commit):
+        raise UserError(f"{path} was made from uncommitted code ({commit}): commit, and run the evaluation again.")
+
+
+def copy_grid(path: Path) -> None:
+    """Copy a table of common.grid and its picture. Tables of runs with --set stay where they are: a name may not tell which."""
+    table = pd.read_csv(path, dtype={"commit": str})  # 12 digits, or 123456e78901, are no number
+    for commit in table["commit"]:
+        refuse_uncommitted(path, commit)
+    first = table.iloc[0]
+    if "=" in path.parent.name:
+        return
+    target = ROOT / "results" / first["dataset"] / f"{first['profile']}-clean-seed{first['seed']}"
+    for file in (path, path.with_suffix(".png")):
+        copy_file(file, target / file.name)
 
 
 def copy_row(path: Path, row: dict[str, Any], target: Path) -> None:
