@@ -191,5 +191,10 @@ def write_report(out: Path, row: dict[str, Any], scores: dict[str, Scores], scor
     """Write audit.html, audit.json, and the pictures roc.png and phi.png, which audit.html contains."""
     draw_roc(out / "roc.png", "ROC curves of the scored points", scores)
     draw_phi(out / "phi.png", "", {"": scored.map(attrgetter("logits"))}, scored.map(attrgetter("labels")))
-    write_text(out / "audit.html", render(row, {name: (out / f"{name}.png").read_bytes() for name in ("roc", "phi")}))
+    write_text(out / "audit.html", render({"audit": row}, {"audit": read_pictures(out)}))
     write_json(out / "audit.json", row)
+
+
+def read_pictures(out: Path) -> dict[str, bytes]:
+    """The contents of the pictures that `write_report` wrote into the folder `out`."""
+    return {name: (out / f"{name}.png").read_bytes() for name in ("roc", "phi")}

@@ -4,6 +4,7 @@ The page is a single file with its pictures inside. It has no script and loads n
 """
 
 from base64 import b64encode
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,10 +21,13 @@ PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Membership inference audit</title>
-<style>{{ style|safe }}</style>
+<style>{{ style|safe }}
+.columns { display: grid; grid-template-columns: 1fr 1fr; gap: 0 2.5rem; }
+.columns > section { min-width: 0; }
+body.pair { max-width: 100rem; }
+</style>
 </head>
-<body>
-<h1>Membership inference audit</h1>
+{% macro report(row, table, pictures) %}
 <p class="small">{% for file in row.files.values() %}<code>{{ file.path }}</code>{{ ", " if not loop.last }}{% endfor %};
 {{ row.classes }} classes; {{ row.time }}</p>
 <div class="verdict">{% for sentence in row.summary %}<p>{{ sentence }}</p>{% endfor %}</div>
@@ -70,18 +74,64 @@ goes below it.</li>
 <li>An audit is a lower bound on leakage. A better attack may reach more.</li>
 </ul>
 <p class="small">{% for name, file in row.files.items() %}{{ name }}: SHA-256 <code>{{ file.sha256 }}</code><br>{% endfor %}</p>
+{% endmacro %}
+{% if audits | length == 1 %}
+<body>
+<h1>Membership inference audit</h1>
+{% for row, table, pictures in audits.values() %}{{ report(row, table, pictures) }}{% endfor %}
+{% else %}
+<body class="pair">
+<h1>Membership inference audits</h1>
+<div class="verdict">{% for sentence in sentences %}<p>{{ sentence }}</p>{% endfor %}</div>
+<div class="wide"><table>
+<thead><tr>{% for name in comparison.columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for line in comparison.values %}
+<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</tbody></table></div>
+<div class="columns">{% for name, (row, table, pictures) in audits.items() %}
+<section>
+<h2>{{ name }}</h2>
+{{ report(row, table, pictures) }}
+</section>{% endfor %}
+</div>
+{% endif %}
 </body>
 </html>
 """
 
 
-def render(row: dict[str, Any], pictures: dict[str, bytes]) -> str:
-    """The HTML page of a row. `pictures` are the contents of the PNG files `roc` and `phi`."""
+def render(rows: dict[str, dict[str, Any]], pictures: dict[str, dict[str, bytes]], sentences: Sequence[str] = ()) -> str:
+    """The HTML page of an audit, or of two audits side by side.
+
+    rows: the row of each audit by its name. pictures: by the same names, the contents of the PNG files `roc` and `phi`.
+    sentences: what stands above two audits.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    encoded = {name: b64encode(png).decode() for name, png in pictures.items()}
+    encoded = {name: {kind: b64encode(png).decode() for kind, png in pngs.items()} for name, pngs in pictures.items()}
+    audits = {name: (row, attack_table(row), encoded[name]) for name, row in rows.items()}
+    fpr = f"{100 * next(iter(rows.values()))['fpr']:g}%"
     return environment.from_string(PAGE).render(
-        row=row, table=attack_table(row), pictures=encoded, fpr=f"{100 * row['fpr']:g}%", style=STYLE
+        audits=audits, sentences=sentences, comparison=comparison_table(rows), fpr=fpr, style=STYLE
     )
+
+
+def comparison_table(rows: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """A table of text with a column for each audit, and a line for each number that sums it up."""
+    lines = {name: dict(_summary_numbers(row)) for name, row in rows.items()}
+    first = next(iter(lines.values()))
+    return pd.DataFrame({"": list(first), **{name: [numbers[key] for key in first] for name, numbers in lines.items()}})
+
+
+def _summary_numbers(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The numbers that sum an audit up, and what they are called."""
+    best = row["attacks"][row["best"]]
+    yield "best attack", row["best"]
+    yield "its AUC (95% interval)", "{:.3f} ({:.3f} to {:.3f})".format(best["auc"], *row["best_interval"])
+    yield f"its TPR at {100 * row['fpr']:g}% FPR", percent(best["tpr_at_fpr"]["rate"])
+    yield "gap floor", f"{row['gap_floor']:.3f}"
+    yield "accuracy on members", percent(row["accuracy"]["members"])
+    yield "accuracy on non-members", percent(row["accuracy"]["non_members"])
+    yield "calibration error (ECE) on non-members", f"{row['ece']:.3f}"
 
 
 def summary(row: dict[str, Any]) -> list[str]:

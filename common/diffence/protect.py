@@ -200,9 +200,7 @@ class ProtectedClassifier(nn.Module):
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         """The classifier's logits float32 [B, C], checked to be finite."""
         logits = self.classifier(images)
-        if not torch.is_tensor(logits) or logits.ndim != 2 or len(logits) != len(images):
-            returned = f"the shape {list(logits.shape)}" if torch.is_tensor(logits) else f"a {type(logits).__name__}"
-            raise UserError(f"the classifier must return logits of the shape [B, C], not {returned}.")
+        check_logits(logits, len(images))
         logits = logits.float()
         if not torch.isfinite(logits).all():
             raise UserError("the classifier returned NaN or infinite logits: check its weights and the images.")
@@ -231,3 +229,10 @@ def check_images(images: torch.Tensor) -> None:
             f"images must lie in [0, 1], not in [{images.min().item():.3g}, {images.max().item():.3g}]: "
             "normalisation belongs inside the classifier."
         )
+
+
+def check_logits(logits: Any, count: int) -> None:
+    """Raise UserError for anything but a tensor [count, C]."""
+    if not torch.is_tensor(logits) or logits.ndim != 2 or len(logits) != count:
+        returned = f"the shape {list(logits.shape)}" if torch.is_tensor(logits) else f"a {type(logits).__name__}"
+        raise UserError(f"the classifier must return logits of the shape [B, C], not {returned}.")

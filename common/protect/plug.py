@@ -15,7 +15,7 @@ from common.config import SCENARIOS
 from common.data.folder import list_images, read_image
 from common.diffence.candidates import query_ids
 from common.diffence.classifiers import crop_size, load_classifier, normalised
-from common.diffence.protect import ProtectedClassifier
+from common.diffence.protect import ProtectedClassifier, check_logits
 from common.diffence.reconstruct import DiffusionModel, DiffusionReconstructor
 from common.diffence.select import CandidateLogits, Selector, fit_selector
 from common.diffence.sources import load_diffusion_model
@@ -74,10 +74,27 @@ def protect(
             raise UserError(f"there are no {name.replace('_', '-')}: pass at least one image.")
         wanted, batches[name] = wanted or (first.shape[-2], first.shape[-1]), chain([first], batches[name])
     protected = ProtectedClassifier(net, reconstruct, Selector(scenario), n, draws, batch, key, wanted)
+    if wanted is not None:
+        probe(protected, place)
     fit = {name: collect(protected, name, batches[name], place) for name in needed}
     if fit:
         protected.selector = fit_selector(scenario, Pair(fit["members"], fit.get("non_members", fit["members"])))
     return protected
+
+
+def probe(protected: ProtectedClassifier, device: torch.device) -> int:
+    """The number of classes, from one call with a random image. Raises UserError where the classifier cannot take its size."""
+    height, width = protected.size or (0, 0)
+    try:
+        with torch.inference_mode():
+            logits = protected.classifier(torch.rand(1, 3, height, width, device=device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"the classifier fails on an image of {height} x {width} ({reason}): name its size (size, --size)."
+        ) from error
+    check_logits(logits, 1)
+    return logits.shape[1]
 
 
 def load_reconstructor(unet: Any, t: int, seed: int, device: torch.device, size: int | None = None) -> DiffusionReconstructor:

@@ -118,8 +118,8 @@ def take_partition(run: Run, order: np.ndarray, root: Path) -> None:
     members = read_json(manifest, "python -m common.release")["index"]["members"]
     if set(members) != set(order[: run.config.data.members].tolist()):
         raise UserError(
-            f"{run.partition_dir} has other members than the authors': pass --profile authors, or a profile of your own that "
-            "has no partition yet."
+            f"{run.partition_dir} has other members than the authors': pass --profile authors, or a profile without a "
+            "partition."
         )
 
 

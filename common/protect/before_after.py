@@ -1,0 +1,208 @@
+"""The main path of `python -m common.protect`: images -> logits -> interval -> protected classifier -> two audits."""
+
+import argparse
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.transforms import Normalize
+from tqdm import tqdm
+
+from common.audit.audit import audit, draw_pools, read_pictures
+from common.audit.page import render
+from common.data.folder import class_names, list_images, read_image
+from common.diffence.candidates import query_ids
+from common.diffence.classifiers import load_classifier, normalised
+from common.diffence.protect import ProtectedClassifier
+from common.diffence.select import ORIGINAL, CandidateLogits, Selector, fit_selector
+from common.errors import UserError
+from common.files import cached_arrays, make_folder, write_arrays, write_json, write_text
+from common.pair import SIDES, Pair
+from common.protect.plug import load_reconstructor, probe, read_files
+from common.run import pick_device
+from common.seeds import derive_seed
+
+SHARD = 16  # images whose logits are one file
+MAX_FIT, MAX_AUDIT = 1000, 3000  # images a side by default, as in the paper: fit, and known + scored
+WITHOUT, WITH = "Without Diffence", "With Diffence"
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Image files and their classes."""
+
+    files: list[Path]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The classifier's logits on images [n, C] and on their candidates [n, N, C], with the labels [n]."""
+
+    original: np.ndarray
+    candidates: np.ndarray
+    labels: np.ndarray
+
+    def take(self, rows: slice) -> "Answers":
+        """Those of some images."""
+        return Answers(self.original[rows], self.candidates[rows], self.labels[rows])
+
+    @property
+    def logits(self) -> CandidateLogits:
+        """Without the labels, as an interval is fitted."""
+        return CandidateLogits(self.original, self.candidates)
+
+
+def protect_and_audit(options: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Fit, save and audit. `options` are those of the command line. Returns the rows of both audits, and sentences about them.
+
+    Raises UserError, in one sentence, for what does not fit. The quick checks come before anything slow.
+    """
+    folders = Pair(options.members, options.non_members)
+    names = class_names(folders.members)
+    sides = folders.map(lambda folder, side: draw_files(folder, names, side, options.seed), Pair(*SIDES))
+    fit = options.fit if options.fit is not None else min(MAX_FIT, min(sides.map(lambda side: len(side.files))) // 3)
+    audited = options.audit if options.audit is not None else MAX_AUDIT
+    sides = sides.map(lambda side: LabelledFiles(side.files[: fit + audited], side.labels[: fit + audited]))
+    if fit < 1:
+        raise UserError(f"--fit must be at least 1, not {fit}: {len(sides.members.files)} members are too few.")
+    draw_pools(sides.map(lambda side: len(side.files) - fit), options.known_fraction, options.seed)  # raises for too few
+    make_folder(options.out)
+    protected, device = load_parts(options, sides.members.files[0])
+    classes = probe(protected, device)
+    if classes != len(names):
+        raise UserError(
+            f"{folders.members} has {len(names)} folders and the classifier {classes} outputs: make a folder for each class, "
+            "in the alphabetical order of the outputs, empty where there are no images."
+        )
+    answers = sides.map(lambda files, side: collect(protected, files, side, options, device), Pair(*SIDES))
+    of_fit = answers.map(lambda side: side.take(slice(fit)).logits)
+    protected.selector = selector = fit_selector(options.scenario, of_fit)
+    protected.classes = names
+    protected.save_pretrained(options.out)
+    rest = answers.map(lambda side: side.take(slice(fit, None)))
+    released = {
+        WITHOUT: rest.map(attrgetter("original")),
+        WITH: rest.map(lambda side: selector.release(side.candidates, side.original)),
+    }
+    labels = rest.map(attrgetter("labels"))
+    rows = {name: audit_one(logits, labels, options, name) for name, logits in released.items()}
+    sentences = describe(options, selector, rest, released[WITH], fit)
+    pictures = {name: read_pictures(options.out / folder_of(name)) for name in rows}
+    write_json(options.out / "audit.json", {"sentences": sentences, "audits": rows})
+    write_text(options.out / "audit.html", render(rows, pictures, sentences))
+    return rows, sentences
+
+
+def draw_files(folder: Path, names: list[str], side: str, seed: int) -> LabelledFiles:
+    """The image files of a side and their classes, in random order. Raises UserError for a class that the members lack."""
+    unknown = sorted(set(class_names(folder)) - set(names))
+    if unknown:
+        raise UserError(f"{folder} has a folder {unknown[0]}, which the members' folder lacks: both need the same classes.")
+    files = [path for path in list_images(folder) if path.parent != folder]
+    labels = np.array([names.index(path.relative_to(folder).parts[0]) for path in files], dtype=np.int64)
+    order = np.random.default_rng(derive_seed("protect", side, seed)).permutation(len(files))
+    return LabelledFiles([files[i] for i in order], labels[order])
+
+
+def load_parts(options: argparse.Namespace, first: Path) -> tuple[ProtectedClassifier, torch.device]:
+    """The classifier and the diffusion model around each other, without an interval yet. `first` is an image."""
+    device = pick_device(options.device)
+    if (options.mean is None) != (options.std is None):
+        raise UserError("--mean and --std belong together: name both, or neither.")
+    if options.size is not None and len(options.size) > 2:
+        raise UserError("--size takes H = W, or H and W.")
+    transform = None if options.mean is None else Normalize(options.mean, options.std)
+    net = normalised(load_classifier(options.classifier, device), transform).to(device)
+    reconstruct = load_reconstructor(options.unet, options.t, options.seed, device, options.unet_size)
+    size = options.size or read_image(first).shape[-2:]
+    selector = Selector(options.scenario)
+    return ProtectedClassifier(net, reconstruct, selector, options.n, batch=options.batch, size=(size[0], size[-1])), device
+
+
+def collect(
+    protected: ProtectedClassifier, side: LabelledFiles, name: str, options: argparse.Namespace, device: torch.device
+) -> Answers:
+    """The answers of a side. They are stored in files of SHARD images, and those that are stored already are read."""
+    reconstruct: Any = protected.reconstruct
+    settings = {
+        "classifier": [options.classifier, fingerprint(protected.classifier)],
+        "unet": [options.unet, fingerprint(reconstruct), options.t, options.seed, list(reconstruct.model.size or ())],
+        "n": options.n,
+        "size": list(protected.size or ()),
+    }
+
+    def arrays(start: int) -> dict[str, np.ndarray]:
+        files = side.files[start : start + SHARD]
+        states = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+        def compute() -> dict[str, np.ndarray]:
+            positions, images = read_files(files, protected.size)
+            logits = protected.all_logits(images.to(device), query_ids(name, [start + position for position in positions]))
+            return {**vars(logits), "labels": side.labels[start : start + SHARD][positions]}
+
+        return cached_arrays(options.out / "logits" / f"{name}_{start:06d}.npz", {**settings, "files": states}, compute)
+
+    def shards() -> Iterator[dict[str, np.ndarray]]:
+        with tqdm(total=len(side.files), desc=name.replace("_", "-"), unit="image", smoothing=0.05, disable=None) as progress:
+            for start in range(0, len(side.files), SHARD):
+                yield arrays(start)
+                progress.update(len(side.files[start : start + SHARD]))
+
+    parts = list(shards())
+    return Answers(**{key: np.concatenate([part[key] for part in parts]) for key in ("original", "candidates", "labels")})
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A digest of all parameters and buffers, hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def audit_one(logits: Pair[np.ndarray], labels: Pair[np.ndarray], options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Write the outputs, audit them, and return the row."""
+    folder = options.out / folder_of(name)
+    files = {side: folder / f"{side}.npz" for side in SIDES}
+    for path, values, truth in zip(files.values(), logits, labels, strict=True):
+        write_arrays(path, {}, logits=values, labels=truth)
+    return audit(files, options.known_fraction, options.fpr, options.seed, folder)
+
+
+def folder_of(name: str) -> str:
+    """The folder of an audit in --out."""
+    return {WITHOUT: "before", WITH: "after"}[name]
+
+
+def describe(
+    options: argparse.Namespace, selector: Selector, rest: Pair[Answers], released: Pair[np.ndarray], fit: int
+) -> list[str]:
+    """What was done, and what it does to the audited images, in sentences."""
+    labels = rest.map(lambda side: side.original.argmax(1))
+    changed = sum(rest.map(lambda _, after, before: int((after.argmax(1) != before).sum()), released, labels))
+    unmatched = rest.map(lambda side, label: int((selector.choose(side.candidates, label) == ORIGINAL).sum()), labels)
+    draws = rest.map(lambda side, label: float(selector.draws(side.candidates, label).mean()), labels)
+    sentences = [
+        f"Diffence in scenario {selector.scenario} with T = {options.t} and N = {options.n}. It changed the predicted label of "
+        f"{changed:,} of {sum(rest.map(lambda side: len(side.labels))):,} audited images.",
+        f"An answer takes {draws.members:.1f} reconstructions for a member and {draws.non_members:.1f} for a non-member, on "
+        "average, when they are drawn one by one.",
+    ]
+    if np.isfinite(selector.low):
+        sentences.append(
+            f"The interval of phi, {selector.low:.3f} to {selector.high:.3f}, was fitted on {fit:,} other images of each side."
+        )
+    if selector.scenario != "average":
+        sentences.append(
+            f"No reconstruction kept the label of {unmatched.members:,} members and {unmatched.non_members:,} non-members; "
+            "their original predictions are released."
+        )
+    return sentences
