@@ -63,8 +63,8 @@ def test_what_is_imported_is_in_the_list() -> None:
         for lines in (project()["dependencies"], project()["optional-dependencies"]["test"])
     )
     own = {"common", *(path.stem for folder in ("benchmarks", "tests") for path in (ROOT / folder).glob("*.py"))}
-    brought_along = {"packaging", "PIL", "tomli"}  # by torch and pytest; for tests alone
-    renamed = {"sklearn": "scikit-learn", "art": "adversarial-robustness-toolbox"}
+    brought_along = {"packaging", "tomli"}  # by torch and pytest; for tests alone
+    renamed = {"PIL": "pillow", "sklearn": "scikit-learn", "art": "adversarial-robustness-toolbox"}
     for folder, listed in (("common", names), ("benchmarks", names), ("tests", names | tests)):
         outside = set().union(*map(imports, (ROOT / folder).rglob("*.py"))) - sys.stdlib_module_names - own
         assert "torch" in outside
