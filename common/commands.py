@@ -61,7 +61,9 @@ def data_partition(folder: Path, arguments: Sequence[str]) -> None:
         "--root", type=Path, help=f"folder of the official files (default: $DIFFENCE_DATA, else {folder.name}/data)"
     )
     parsed = _parse(parser, folder, arguments)
+    from common.data import DATASETS
     from common.data.partition import load_split, write_partition
+    from common.files import read_json
     from common.run import open_run
 
     run = open_run(folder, parsed)
@@ -69,8 +71,11 @@ def data_partition(folder: Path, arguments: Sequence[str]) -> None:
         load_split(run)  # raises UserError if it is damaged or was made under other settings
         print(f"{run.partition_dir} exists and is intact.")
         return
-    root = parsed.root or (Path(os.environ["DIFFENCE_DATA"]) if os.environ.get("DIFFENCE_DATA") else folder / "data")
-    counts = write_partition(run, root)
+    elsewhere = Path(os.environ["DIFFENCE_DATA"]) if os.environ.get("DIFFENCE_DATA") else folder / "data"
+    counts = write_partition(run, parsed.root or DATASETS[run.dataset].root or elsewhere)
+    for reason, files in read_json(run.partition_dir / "manifest.json", "").get("left_out", {}).items():
+        if files:
+            print(f"left out: {len(files):,} files, such as {files[0]}: {reason}")
     print(f"{run.partition_dir}: " + ", ".join(f"{count:,} {part.replace('_', '-')}" for part, count in counts.items()))
 
 

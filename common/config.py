@@ -42,11 +42,16 @@ class Data:
     known: int = 1_000  # the attacker's points: thresholds and the NN attack are fitted on them
     scored: int = 2_000  # the points whose membership the attacker infers
     seed: int = 0  # of the partition, which does not depend on the seed of a run (--seed)
+    image_size: int = 0  # image files are cut and resized to this many pixels a side; 0 = as they are
     canaries: int = 0  # images with a wrong label in the pool of the shadow models, for evaluate_MIAs/worst_case.py
 
     def __post_init__(self) -> None:
         for name in ("members", "non_members", "fit", "known", "scored"):
             require(getattr(self, name) > 0, f"data.{name} must be at least 1, not {getattr(self, name)}.")
+        require(
+            self.image_size == 0 or self.image_size >= 8,
+            f"data.image_size must be at least 8 pixels, or 0 for images as they are, not {self.image_size}.",
+        )
         require(self.reference >= 0, f"data.reference must not be negative, not {self.reference}.")
         require(
             0 <= self.canaries <= self.scored,
@@ -190,8 +195,14 @@ class Config:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """A nested dict of plain values, for checkpoints and rows."""
-        return dataclasses.asdict(self)
+        """A nested dict of plain values, for checkpoints and rows.
+
+        `data.image_size` is in it only where it is set, so that what was made before that key existed counts as the same.
+        """
+        content = dataclasses.asdict(self)
+        if not self.data.image_size:
+            del content["data"]["image_size"]
+        return content
 
 
 def profile_path(folder: Path, profile: str) -> Path:

@@ -1,11 +1,13 @@
 """`python <data set>/data_partition.py`: the members, reference images and non-members of a run (paper Section IV-A).
 
 Members and reference images are drawn from the official training set, non-members from the official test set. The three parts
-are therefore disjoint. A manifest lists the position of every image in its official set.
+are therefore disjoint. A manifest lists the position of every image in its official set. Where the images are files, it also
+lists their names, and one file, images.npy, has the pixels of all three parts (common/data/files.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 from common.config import PROTOCOLS, Data
 from common.data import DATASETS
+from common.data.files import ImageFiles, StoredImages, write_images
 from common.errors import UserError
 from common.files import atomic_write, read_json, refuse_other_config, sha256, write_json
 from common.pair import Pair
@@ -25,9 +28,12 @@ PARTS = ("members", "reference", "non_members")
 
 @dataclass(frozen=True)
 class Examples:
-    """Images, uint8 [n, 3, 32, 32], and their labels, int64 [n]."""
+    """Images, uint8 [n, 3, H, W], and their labels, int64 [n].
 
-    images: torch.Tensor
+    The images are a tensor, or stay on the disk as StoredImages. `read` and `pixels` give tensors in both cases.
+    """
+
+    images: Any
     labels: torch.Tensor
 
     def __len__(self) -> int:
@@ -41,9 +47,21 @@ class Examples:
         """The examples on another device."""
         return Examples(self.images.to(device), self.labels.to(device))
 
+    def read(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """The images at `index`, uint8 [b, 3, H, W]."""
+        images = self.images[index]
+        return images.read() if isinstance(images, StoredImages) else images
+
     def pixels(self, index: torch.Tensor | slice) -> torch.Tensor:
         """The images at `index` as float32 in [0, 1]."""
-        return self.images[index].float() / 255
+        return self.read(index).float() / 255
+
+    def followed_by(self, other: "Examples") -> "Examples":
+        """These examples, and then those of another part of the same partition."""
+        labels = torch.cat([self.labels, other.labels])
+        if isinstance(self.images, StoredImages) and isinstance(other.images, StoredImages):
+            return Examples(self.images.followed_by(other.images), labels)
+        return Examples(torch.cat([self.read(slice(None)), other.read(slice(None))]), labels)
 
 
 @dataclass(frozen=True)
@@ -121,32 +139,31 @@ def write_partition(
 ) -> dict[str, int]:
     """Write the three parts and then the manifest that makes them valid; returns how many images each part has.
 
-    `root` is the folder of the official files. They are downloaded where they are missing. `draw` chooses the images.
+    `root` is the folder of the official files. Those of some data sets are downloaded where they are missing. `draw` chooses the images.
     """
     source = DATASETS[run.dataset].load(root)
     data = run.config.data
     indices = draw(data, len(source.train_labels), len(source.test_labels))
-    digests = {}
-    for part, index in indices.items():
-        path = _part_path(run, part)
-        if part == "non_members":
-            _write_part(path, source.test_images[index], source.test_labels[index])
-        else:
-            _write_part(path, source.train_images[index], source.train_labels[index])
-        digests[part] = sha256(path)
+    train, test = (source.train_images, source.train_labels), (source.test_images, source.test_labels)
+    official = {part: test if part == "non_members" else train for part in PARTS}
+    images = {part: official[part][0][index] for part, index in indices.items()}
+    labels = {part: official[part][1][index] for part, index in indices.items()}
     counts = {part: len(index) for part, index in indices.items()}
     manifest = {
         "dataset": run.dataset,
         "settings": partition_settings(run),
         "source_md5": source.md5,
         "counts": counts,
-        "sha256": digests,
+        "sha256": _write_parts(run, images, labels),
         "pools": {
             protocol: {name: [pool.start, pool.stop] for name, pool in vars(evaluation_pools(data, protocol)).items()}
             for protocol in PROTOCOLS
         },
         "index": {part: index.tolist() for part, index in indices.items()},
     }
+    if isinstance(source.train_images, ImageFiles):
+        manifest["files"] = {part: files.names for part, files in images.items() if isinstance(files, ImageFiles)}
+        manifest["left_out"] = source.left_out
     write_json(run.partition_dir / "manifest.json", manifest)
     return counts
 
@@ -160,24 +177,44 @@ def load_split(run: Run) -> Split:
     remake = run.command("data_partition.py")
     manifest = read_json(run.partition_dir / "manifest.json", remake)
     refuse_other_config(run.partition_dir, manifest.get("settings"), partition_settings(run), f"delete it and run: {remake}")
-    parts = {}
-    for part in PARTS:
-        path = _part_path(run, part)
-        if not path.is_file() or sha256(path) != manifest["sha256"][part]:
+    for name, digest in manifest["sha256"].items():
+        path = _stack_path(run) if name == _stack_path(run).stem else _part_path(run, name)
+        if not path.is_file() or sha256(path) != digest:
             raise UserError(f"{path} is missing or damaged. Delete {run.partition_dir} and run: {remake}")
-        with np.load(path) as arrays:
-            parts[part] = Examples(torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]))
+    stack = StoredImages.open(_stack_path(run)) if "files" in manifest else None
+    parts, start = {}, 0
+    for part in PARTS:
+        with np.load(_part_path(run, part)) as arrays:
+            labels = torch.from_numpy(arrays["labels"])
+            images = torch.from_numpy(arrays["images"]) if stack is None else stack[start : start + len(labels)]
+        parts[part] = Examples(images, labels)
+        start += len(labels)
     return Split(**parts)
 
 
 def partition_settings(run: Run) -> dict[str, Any]:
     """The settings that a partition depends on, beside the official images. Canaries change labels of shadow models alone."""
-    return {name: value for name, value in vars(run.config.data).items() if name != "canaries"}
+    return {name: value for name, value in run.config.as_dict()["data"].items() if name != "canaries"}
 
 
 def _part_path(run: Run, part: str) -> Path:
     return run.partition_dir / f"{part}.npz"
 
 
-def _write_part(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    atomic_write(path, lambda file: np.savez(file, images=images, labels=labels))
+def _stack_path(run: Run) -> Path:
+    return run.partition_dir / "images.npy"
+
+
+def _write_parts(run: Run, images: Mapping[str, np.ndarray | ImageFiles], labels: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Write the images and labels of every part; returns the sha256 of each file, by its name without ending."""
+    side, paths = run.config.data.image_size, [_part_path(run, part) for part in PARTS]
+    files = [part for part in images.values() if isinstance(part, ImageFiles)]
+    if files:
+        write_images(_stack_path(run), files, side, DATASETS[run.dataset].image_size(side))
+        paths.append(_stack_path(run))
+    elif side:
+        raise UserError(f"data.image_size is for data sets of image files: leave it out for {run.dataset}.")
+    for part in PARTS:
+        arrays = {"labels": labels[part]} if files else {"images": images[part], "labels": labels[part]}
+        atomic_write(_part_path(run, part), partial(np.savez, **arrays))
+    return {path.stem: sha256(path) for path in paths}

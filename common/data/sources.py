@@ -1,31 +1,58 @@
-"""The official training and test images of CIFAR-10, CIFAR-100 and SVHN, read and downloaded by torchvision."""
+"""What a data set is, and the official images of CIFAR-10, CIFAR-100 and SVHN, read and downloaded by torchvision."""
 
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common.data.files import ImageFiles, usable
 from common.errors import UserError
+from common.seeds import derive_seed
 
 
 @dataclass(frozen=True)
 class Source:
-    """The official images of a data set: uint8 [n, 3, 32, 32], with labels int64 [n].
+    """The official images of a data set: uint8 [n, 3, H, W] or image files, with labels int64 [n].
 
     md5: the digests of the files that the images were read from, by file name.
+    left_out: the names of image files that are no part of the data set, by reason.
     """
 
-    train_images: np.ndarray
+    train_images: Any  # an array, or ImageFiles
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Any
     test_labels: np.ndarray
     md5: dict[str, str]
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set of RGB images.
+
+    load: reads the official files under the folder that it is called with. Some loaders download them where they are missing.
+    classes: the number of classes.
+    mean, std: of each channel, for pixels in [0, 1].
+    size: (H, W) of the official images.
+    root: the folder of the images, where the data set knows it.
+    """
+
+    load: Callable[[Path], Source]
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: tuple[int, int] = (32, 32)
+    root: Path | None = None
+
+    def image_size(self, side: int) -> tuple[int, int]:
+        """(H, W) of the images of a partition with data.image_size = `side`, which is 0 for their official size."""
+        return (side, side) if side else self.size
 
 
 def cifar10(root: Path) -> Source:
@@ -99,6 +126,24 @@ def _load_or_download(
             f"({', '.join(entries)}) there, or name their folder with --root DIR or DIFFENCE_DATA."
         ) from error
     return source
+
+
+def source_of_files(files: ImageFiles, labels: np.ndarray, is_test: np.ndarray) -> Source:
+    """The source of image files with labels int64 [n], of which `is_test` bool [n] are test images.
+
+    Every file is decoded once, to leave out those that are unusable (`usable`).
+    """
+    keep, left_out, digest = usable(files)
+    train, test = keep[~is_test[keep]], keep[is_test[keep]]
+    return Source(files[train], labels[train], files[test], labels[test], {"images": digest}, left_out)
+
+
+def is_test_image(name: str) -> bool:
+    """Whether an image file is a test image where there is no official test set. Half of all names are, at random.
+
+    It depends on the name alone, so that adding files does not move others from one set to the other.
+    """
+    return derive_seed("test image", name) % 2 == 1
 
 
 def array_md5(array: np.ndarray) -> str:

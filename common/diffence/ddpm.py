@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
+from torch import nn
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
@@ -30,8 +31,8 @@ from common.training.loop import autocast
 REMAKE = "diff_defense/train_ddpm.py"
 
 
-def build_unet(config: DDPM) -> UNet2DModel:
-    """A network that predicts the noise of images [B, 3, 32, 32] in [-1, 1].
+def build_unet(config: DDPM, size: tuple[int, int] = (32, 32)) -> UNet2DModel:
+    """A network that predicts the noise of images [B, 3, H, W] in [-1, 1], where `size` is (H, W).
 
     The defaults of the config are the paper's network, with 35.7 M parameters.
     """
@@ -39,7 +40,7 @@ def build_unet(config: DDPM) -> UNet2DModel:
     down = ["AttnDownBlock2D" if level in config.attention else "DownBlock2D" for level in levels]
     up = ["AttnUpBlock2D" if level in config.attention else "UpBlock2D" for level in reversed(levels)]
     return UNet2DModel(
-        sample_size=32,
+        sample_size=size[0] if size[0] == size[1] else size,
         block_out_channels=tuple(config.channels),
         layers_per_block=config.layers,
         down_block_types=tuple(down),
@@ -51,6 +52,27 @@ def build_unet(config: DDPM) -> UNet2DModel:
         flip_sin_to_cos=False,
         freq_shift=0,
     )
+
+
+class Padded(nn.Module):
+    """A UNet for images of any size.
+
+    Each level of a UNet halves the image. Images whose sides cannot be halved so often are padded by repeating their edges, and
+    the output is cut to their size. Other images go through the UNet as they are.
+    """
+
+    def __init__(self, unet: UNet2DModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.multiple = 2 ** (len(unet.config.block_out_channels) - 1)
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor | int, return_dict: bool = False) -> tuple[torch.Tensor]:
+        """The predicted noise [B, 3, H, W] of x [B, 3, H, W], in a tuple as diffusers returns it."""
+        height, width = x.shape[-2:]
+        bottom, right = -height % self.multiple, -width % self.multiple
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        return (self.unet(x, timestep, return_dict=False)[0][..., :height, :width],)
 
 
 def train_ddpm(run: Run, members: Examples) -> Path:
@@ -65,7 +87,7 @@ def train_ddpm(run: Run, members: Examples) -> Path:
         load_unet(run)  # raises where it was trained under other settings
         return folder
     torch.manual_seed(derive_seed("ddpm weights", run.seed))
-    unet = build_unet(config).to(run.device, memory_format=torch.channels_last).train()
+    unet = build_unet(config, members.images.shape[2:]).to(run.device, memory_format=torch.channels_last).train()
     ema = EMAModel(unet.parameters(), decay=config.ema_decay)
     optimizer = torch.optim.Adam(unet.parameters(), config.lr)
     resume, step, losses = folder / "resume.pt", 0, []
@@ -77,11 +99,11 @@ def train_ddpm(run: Run, members: Examples) -> Path:
         optimizer.load_state_dict(saved["optimizer"])
         step, losses = saved["done"], saved["losses"]
     ema.to(run.device)
-    members = members.to(run.device)
+    members, network = members.to(run.device), Padded(unet)
     with tqdm(total=config.steps, initial=step, desc="diffusion model", unit="step", smoothing=0.05, disable=None) as progress:
         loss_sum = torch.zeros((), device=run.device)  # over the steps since the last line of the log
         while step < config.steps:
-            loss_sum += ddpm_step(unet, optimizer, members, config, derive_seed("ddpm step", run.seed, step), step)
+            loss_sum += ddpm_step(network, optimizer, members, config, derive_seed("ddpm step", run.seed, step), step)
             ema.step(unet.parameters())
             step += 1
             progress.update()
@@ -100,7 +122,7 @@ def train_ddpm(run: Run, members: Examples) -> Path:
 
 
 def ddpm_step(
-    unet: UNet2DModel, optimizer: torch.optim.Optimizer, members: Examples, config: DDPM, seed: int, step: int
+    unet: nn.Module, optimizer: torch.optim.Optimizer, members: Examples, config: DDPM, seed: int, step: int
 ) -> torch.Tensor:
     """One training step on Ho et al.'s simplified loss; returns the loss, detached.
 
@@ -150,6 +172,7 @@ def ddpm_settings(run: Run) -> dict[str, Any]:
         "seed": run.target_seed,
         "members": config["data"]["members"],
         "data_seed": config["data"]["seed"],
+        **{key: size for key, size in config["data"].items() if key == "image_size"},
         **ddpm,
     }
 
@@ -171,7 +194,7 @@ def load_unet(run: Run) -> UNet2DModel:
 def load_reconstructor(run: Run) -> DiffusionReconstructor:
     """A reconstructor with the run's diffusion model, on the run's device, with the settings of `config.diffence`."""
     config = run.config.diffence
-    unet = load_unet(run).to(run.device)
+    unet = Padded(load_unet(run)).to(run.device)
     return DiffusionReconstructor(unet, config.t, config.steps, config.forward, run.target_seed, run.config.ddpm.bf16)
 
 
@@ -181,5 +204,6 @@ def save_grid(run: Run, split: Split, path: Path, count: int = 8) -> None:
     originals = torch.cat([side.pixels(slice(count)) for side in split.evaluated])
     queries = torch.arange(len(originals))
     reconstructions = reconstruct(originals.to(run.device), queries, torch.zeros_like(queries)).cpu()
-    tiles = torch.cat([originals, reconstructions]).repeat_interleave(3, 2).repeat_interleave(3, 3)  # 3 times as large
+    zoom = max(1, 96 // originals.shape[-1])  # images of 32 pixels are drawn 3 times as large
+    tiles = torch.cat([originals, reconstructions]).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     save_image(make_grid(tiles, nrow=2 * count, padding=3), path)

@@ -196,7 +196,7 @@ def _query_chunk(
 ) -> dict[str, np.ndarray]:
     """Query a service M times with each image, and with M nearly identical images. Each query is a call of its own."""
     run, protected = service.run, service.protected
-    images = examples.images[positions.start : positions.stop]
+    images = examples.read(slice(positions.start, positions.stop))
     near = [
         nearby_images(image.numpy(), m, derive_seed("nearby", run.seed, side, position))
         for position, image in zip(positions, images, strict=True)

@@ -29,13 +29,13 @@ def shadow_pool(split: Split) -> Examples:
     are too few images.
     """
     needed = 2 * len(split.members)
-    parts = (split.members, split.non_members.take(slice(len(split.members))), split.reference)
-    images, labels = (torch.cat([getattr(part, name) for part in parts])[:needed] for name in ("images", "labels"))
+    evaluated = split.members.followed_by(split.non_members.take(slice(len(split.members))))
+    pool = evaluated.followed_by(split.reference).take(slice(needed))
     require(
-        len(labels) == needed,
-        f"shadow models need {needed} images, twice the members; there are {len(labels)}: raise data.reference.",
+        len(pool) == needed,
+        f"shadow models need {needed} images, twice the members; there are {len(pool)}: raise data.reference.",
     )
-    return Examples(images, labels)
+    return pool
 
 
 def in_mask(index: int, points: int, seed: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The paper's four target models by name (Section IV-A, Appendix A-A), and the classifier that adds the normalisation.
 
-To add a model, write a class `Net(classes, width=..., depth=...)` for standardised 32x32 images and one line in `MODELS`.
+To add a model, write a class `Net(classes, width=..., depth=..., size=...)` for standardised images and one line in `MODELS`.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, 32, 32] in [0, 1] -> logits [B, C], unbounded."""
+        """Images [B, 3, H, W] in [0, 1] -> logits [B, C], unbounded."""
         return self.net((images - self.mean) / self.std)
 
 
@@ -50,8 +50,12 @@ def build_classifier(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    size: tuple[int, int] = (32, 32),
 ) -> Classifier:
     """A classifier for `classes` classes with new random weights. `mean` and `std` are per channel, of images in [0, 1].
+
+    `size` is (H, W) of the images. vit needs sides that are multiples of 8, vgg16 sides of at least 32, densenet121 of at least
+    8, and resnet18 takes any.
 
     `width` and `depth` set the size of the network. 0 stands for the paper's size, which is in brackets:
 
@@ -60,12 +64,12 @@ def build_classifier(
       vgg16        width: channels of the first stage (64);  depth: convolutions per stage at most, 1 to 3 (3)
       vit          width: embedding, a multiple of 8 (512);  depth: transformer layers (6)
 
-    Raises UserError for an unknown name or an invalid size.
+    Raises UserError for an unknown name, an invalid width or depth, and images that the model does not take.
     """
     check_name("model", name, MODELS)
     sizes = {"width": width, "depth": depth}
     for option, value in sizes.items():
         if value < 0:
             raise UserError(f"{option} must be positive, or 0 for the paper's own size, not {value}.")
-    net = MODELS[name](classes, **{option: value for option, value in sizes.items() if value})
+    net = MODELS[name](classes, size=size, **{option: value for option, value in sizes.items() if value})
     return Classifier(net, mean, std)

@@ -1,4 +1,4 @@
-"""ResNet18 for 32x32 images (He et al., CVPR 2016), a target model of the paper (Section IV-A, Appendix A-A).
+"""ResNet18 for small images (He et al., CVPR 2016), a target model of the paper (Section IV-A, Appendix A-A).
 
 The first layer is a 3x3 convolution of stride 1, and no max-pool follows, so that the first stage has the full resolution.
 As in all of `common.models`, no operation is in place, because Opacus hooks the output of every layer and does not allow it to
@@ -33,9 +33,12 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """Four stages of `depth` basic blocks with `width` x 1, 2, 4, 8 channels; 11,173,962 parameters for 10 classes."""
+    """Four stages of `depth` basic blocks with `width` x 1, 2, 4, 8 channels; 11,173,962 parameters for 10 classes.
 
-    def __init__(self, classes: int, width: int = 64, depth: int = 2) -> None:
+    It takes images of any `size`, because it averages over what is left of them.
+    """
+
+    def __init__(self, classes: int, width: int = 64, depth: int = 2, size: tuple[int, int] = (32, 32)) -> None:
         super().__init__()
         layers: list[nn.Module] = [
             nn.Conv2d(3, width, 3, padding=1, bias=False),
@@ -53,5 +56,5 @@ class ResNet18(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Standardised images [B, 3, 32, 32] -> logits [B, classes]."""
+        """Standardised images [B, 3, H, W] -> logits [B, classes]."""
         return self.head(self.features(x).mean(dim=(2, 3)))

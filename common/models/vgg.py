@@ -1,7 +1,7 @@
-"""VGG16 with BatchNorm for 32x32 images (Simonyan & Zisserman, ICLR 2015), a target model of the paper.
+"""VGG16 with BatchNorm (Simonyan & Zisserman, ICLR 2015), a target model of the paper (Section IV-A, Appendix A-A).
 
-Paper Section IV-A, Appendix A-A. Five max-pools reduce 32x32 pixels to one, so that a single linear layer replaces the three of
-the article.
+Five max-pools reduce 32x32 pixels to one. What is left of a larger image is averaged, so that a single linear layer
+replaces the three of the article.
 """
 
 import torch
@@ -16,11 +16,13 @@ class VGG16(nn.Module):
     """Five stages of 3x3 conv-BN-ReLU layers, with a max-pool at the end of each; 14,728,266 parameters for 10 classes.
 
     `width` is the number of channels of the first stage. `depth`, in 1..3, is the largest number of convolutions of a stage.
-    Raises UserError for a larger depth.
+    `size` is (H, W) of the images. Raises UserError for a larger depth, and for images with a side below 32.
     """
 
-    def __init__(self, classes: int, width: int = 64, depth: int = 3) -> None:
+    def __init__(self, classes: int, width: int = 64, depth: int = 3, size: tuple[int, int] = (32, 32)) -> None:
         super().__init__()
+        if min(size) < 32:
+            raise UserError(f"vgg16 halves an image five times, so its sides must be at least 32, not {size[0]} x {size[1]}.")
         if depth > 3:
             raise UserError(f"vgg16 has at most 3 convolutions per stage; give a depth of 1 to 3, not {depth}.")
         layers: list[nn.Module] = []
@@ -31,9 +33,9 @@ class VGG16(nn.Module):
                 layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
                 channels = outputs
             layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.features = nn.Sequential(*layers)
         self.head = nn.Linear(channels, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Standardised images [B, 3, 32, 32] -> logits [B, classes]."""
-        return self.head(self.features(x))
+        """Standardised images [B, 3, H, W] -> logits [B, classes]."""
+        return self.head(self.features(x).mean(dim=(2, 3)))

@@ -1,8 +1,8 @@
-"""Vision transformer for 32x32 images (Dosovitskiy et al., ICLR 2021), a target model of the paper.
+"""Vision transformer (Dosovitskiy et al., ICLR 2021), a target model of the paper (Section IV-A, Appendix A-A).
 
-Paper Section IV-A, Appendix A-A. 64 patches of 4x4 pixels and a class token pass through pre-norm layers, and the output of the
-class token is classified. No LayerNorm follows the patch embedding, and the query-key-value projection has no bias. With these
-two choices the network has 9,523,722 parameters for 10 classes.
+An image is cut into 8x8 patches, which have 4x4 pixels where it has 32x32. The patches and a class token pass through pre-norm
+layers, and the output of the class token is classified. No LayerNorm follows the patch embedding, and the query-key-value
+projection has no bias. With these two choices the network has 9,523,722 parameters for 10 classes.
 """
 
 import torch
@@ -10,8 +10,8 @@ from torch import nn
 
 from common.errors import UserError
 
-PATCH = 4
-PATCHES = (32 // PATCH) ** 2
+GRID = 8  # patches in a row and in a column
+PATCHES = GRID**2
 HEADS = 8
 DROPOUT = 0.1
 
@@ -74,22 +74,28 @@ class Layer(nn.Module):
 class ViT(nn.Module):
     """Vision transformer; 9,523,722 parameters for 10 classes.
 
-    `width` is the dimension of the embedding, `depth` the number of layers. Raises UserError unless `width` is a multiple of 8,
-    the number of heads.
+    `width` is the dimension of the embedding, `depth` the number of layers, `size` (H, W) of the images. Raises UserError
+    unless `width` is a multiple of 8, the number of heads, and H and W are multiples of 8, the number of patches in a row.
     """
 
-    def __init__(self, classes: int, width: int = 512, depth: int = 6) -> None:
+    def __init__(self, classes: int, width: int = 512, depth: int = 6, size: tuple[int, int] = (32, 32)) -> None:
         super().__init__()
         if width % HEADS:
             raise UserError(f"the width of vit is shared by {HEADS} heads; give a multiple of {HEADS}, not {width}.")
-        self.embed = nn.Conv2d(3, width, PATCH, stride=PATCH)
+        if size[0] % GRID or size[1] % GRID:
+            raise UserError(
+                f"vit cuts an image into {GRID} x {GRID} patches, so its sides must be multiples of {GRID}, not {size[0]} x "
+                f"{size[1]}: set data.image_size."
+            )
+        patch = size[0] // GRID, size[1] // GRID
+        self.embed = nn.Conv2d(3, width, patch, stride=patch)
         self.tokens = ClassAndPosition(width)
         self.dropout = nn.Dropout(DROPOUT)
         self.layers = nn.Sequential(*(Layer(width) for _ in range(depth)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Standardised images [B, 3, 32, 32] -> logits [B, classes]."""
+        """Standardised images [B, 3, H, W] -> logits [B, classes]."""
         patches = self.embed(x).flatten(2).transpose(1, 2)
         tokens = self.layers(self.dropout(self.tokens(patches)))
         return self.head(tokens[:, 0])

@@ -20,11 +20,14 @@ from common.training.loop import Objective, checkpoint_facts, fit
 # one checkpoint serves all values.
 ANSWER_OPTIONS: dict[str, dict[str, Any]] = {"hamp": {"test_time": False}, "memguard": {"epsilon": 1.0, "steps": 300}}
 
+# The settings of the partition that weights depend on. `image_size` is not there where images have their official size.
+DATA_SETTINGS = ("members", "reference", "non_members", "image_size", "seed")
+
 
 class PostInference(nn.Module):
     """A defense that changes answers, not weights. Behind Diffence it is applied to the prediction that Diffence releases."""
 
-    classifier: nn.Module  # images [B, 3, 32, 32] in [0, 1] -> logits [B, C]
+    classifier: nn.Module  # images [B, 3, H, W] in [0, 1] -> logits [B, C]
 
     def release(self, logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Logits [n, C] -> released log-probabilities [n, C]; equal `keys` int64 [n] get equal answers."""
@@ -32,11 +35,12 @@ class PostInference(nn.Module):
 
 
 def target_classifier(run: Run) -> nn.Module:
-    """The run's architecture, with initial weights drawn from its seed: images [B, 3, 32, 32] in [0, 1] -> logits [B, C]."""
+    """The run's architecture, with initial weights drawn from its seed: images [B, 3, H, W] in [0, 1] -> logits [B, C]."""
     data, model = DATASETS[run.dataset], run.config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", run.seed))
-        return build_classifier(model.name, data.classes, model.width, model.depth, mean=data.mean, std=data.std)
+        size = data.image_size(run.config.data.image_size)
+        return build_classifier(model.name, data.classes, model.width, model.depth, mean=data.mean, std=data.std, size=size)
 
 
 def options_of(run: Run, name: str, kind: type[Options]) -> Options:
@@ -54,7 +58,7 @@ def settings_of(run: Run, name: str) -> dict[str, Any]:
         "dataset": run.dataset,
         "defense": name,
         "seed": run.seed,
-        "data": {key: config["data"][key] for key in ("members", "reference", "non_members", "seed")},
+        "data": {key: config["data"][key] for key in DATA_SETTINGS if key in config["data"]},
         "model": config["model"],
         "train": config["train"],
         "options": config["defenses"].get(name, {}) | ANSWER_OPTIONS.get(name, {}),
