@@ -139,7 +139,8 @@ def write_partition(
 ) -> dict[str, int]:
     """Write the three parts and then the manifest that makes them valid; returns how many images each part has.
 
-    `root` is the folder of the official files. Those of some data sets are downloaded where they are missing. `draw` chooses the images.
+    `root` is the folder of the official files. Those of some data sets are downloaded where they are missing. `draw` chooses
+    the images.
     """
     source = DATASETS[run.dataset].load(root)
     data = run.config.data
