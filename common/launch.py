@@ -7,17 +7,15 @@ it. `--dry-run` prints the plan. The jobs are planned in common/experiments/plan
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.cli import ROOT, make_parser, run_script
-from common.config import PROTOCOLS, SCENARIOS
+from common.config import PROTOCOLS, SCENARIOS, require
 from common.errors import check_name
+from common.workers import only_launcher, run_jobs
 
 if TYPE_CHECKING:  # imports PyTorch, which would make --help slow
     from common.experiments.plan import Job
@@ -31,56 +29,7 @@ EXPERIMENTS = ("label_only", "attack_diffence", "intervals")  # further experime
 def print_plan(jobs: Sequence[Job]) -> None:
     """Print the state and the command of every job."""
     for job in jobs:
-        print(f"{job.state():8}  {shlex.join(job.command)}")
-
-
-def run_jobs(jobs: Sequence[Job], minutes: float) -> bool:
-    """Run the jobs whose products are missing, until `minutes` have passed (inf = no limit). Prints failures at the end.
-
-    Returns whether the products of all jobs exist afterwards.
-    """
-    from tqdm import tqdm
-
-    from common.experiments.plan import DONE
-
-    deadline = time.monotonic() + 60 * minutes
-    states: dict[str, str] = {}  # after the run, by name of the job
-    failed = []
-    with tqdm(total=len(jobs), unit="job", smoothing=0, disable=None) as progress:
-        for job in jobs:
-            progress.set_postfix_str(job.name)
-            unmet = [need for need in job.needs if states[need] != DONE]
-            states[job.name] = f"not run: needs {unmet[0]}" if unmet else _run_job(job, deadline)
-            progress.update()
-            tqdm.write(f"{states[job.name]:8}  {job.name}")
-            if states[job.name].startswith("failed"):
-                failed.append(job)
-    for job in failed:
-        tail = "\n".join(job.log.read_text(errors="replace").splitlines()[-8:])
-        print(f"\n{job.name} failed. The end of {job.log}:\n{tail}\nRun it alone: {shlex.join(job.command)}", file=sys.stderr)
-    return not failed and all(state == DONE for state in states.values())
-
-
-def _run_job(job: Job, deadline: float) -> str:
-    """Run one job if its product is missing, with its output in its log. Returns the state afterwards."""
-    from common.experiments.plan import DONE, MISSING
-
-    before = job.state()
-    if before != MISSING:
-        return before
-    if deadline <= time.monotonic():
-        return "not run: out of time"
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    interpreter = {"python": [sys.executable], "bash": ["bash"]}[job.command[0]]
-    with open(job.log, "w") as log:
-        timeout = None if deadline == float("inf") else deadline - time.monotonic()
-        try:
-            code = subprocess.run(
-                [*interpreter, *job.command[1:]], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False, timeout=timeout
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return "out of time: the same command continues it"
-    return DONE if code == 0 else f"failed with exit code {code}"
+        print(f"{job.state():8}  {job.command_line}")
 
 
 def main(folder: Path, arguments: Sequence[str]) -> None:
@@ -100,8 +49,10 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after this many minutes; the same command continues"
     )
+    parser.add_argument("--workers", type=int, default=1, help="jobs at a time, which share GPUs and cores (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and their states, and run nothing")
     parsed = parser.parse_args(arguments)
+    require(parsed.workers > 0, f"--workers must be at least 1, not {parsed.workers}.")
     from common.data import DATASETS
     from common.defenses import DEFENSES, with_options
     from common.experiments.plan import plan_jobs
@@ -122,7 +73,10 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     jobs = [job for run in runs for job in plan_jobs(run, defenses, parsed.scenario, parsed.protocol, parsed.experiments)]
     if parsed.dry_run:
         print_plan(jobs)
-    elif not run_jobs(jobs, parsed.minutes):
+        return
+    with only_launcher([run.folder for run in runs]):
+        done = run_jobs(jobs, parsed.minutes, parsed.workers)
+    if not done:
         sys.exit(1)
 
 

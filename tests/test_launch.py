@@ -1,14 +1,18 @@
 """The plan of all-train-all.sh: dependency order, what exists is skipped, a failure stops its dependents and no others."""
 
 import dataclasses
+import os
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Call, refusal, run_script, tiny_run
+from conftest import ROOT, Call, refusal, run_script, script_environment, tiny_run
 
 from common import launch
 from common.config import Attack, Config
@@ -16,9 +20,10 @@ from common.defenses import DEFENSES, with_options
 from common.experiments.plan import DONE, MISSING, OTHER, Job, plan_jobs
 from common.experiments.shadow_models import shadow_run
 from common.files import differences, save_checkpoint, write_json
-from common.launch import PRIORITY, run_jobs
+from common.launch import PRIORITY
 from common.run import Run
 from common.training.targets import model_path, settings_of
+from common.workers import only_launcher, run_jobs, slot_environment
 
 
 def planned(folder: Path, *defenses: str) -> list[Job]:
@@ -185,3 +190,90 @@ def test_the_gpu_profile_is_the_paper_s_but_for_what_time_forbids(workspace: Pat
         "defenses.selena.l",
         "defenses.advreg.attack_batches",
     }
+
+
+# Several workers
+
+
+def slow(tmp_path: Path, name: str, *needs: str) -> Job:
+    """A job that waits until two of its kind run at the same time, for at most 20 seconds, and says which threads it has."""
+    script = (
+        "import os, pathlib, sys, time\n"
+        f"folder = pathlib.Path({str(tmp_path)!r}); (folder / 'running-{name}').touch()\n"
+        "end = time.time() + 20\n"
+        "while time.time() < end and len(list(folder.glob('running-*'))) < 2: time.sleep(0.02)\n"
+        "print(os.environ['OMP_NUM_THREADS'])\n"
+        f"sys.exit(time.time() > end or (folder / {name!r}).touch())"
+    )
+    product = tmp_path / name
+    return Job(name, ("python", "-c", script), needs, lambda: DONE if product.exists() else MISSING, tmp_path / f"{name}.log")
+
+
+def test_workers_run_side_by_side_and_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert run_jobs([slow(tmp_path, "a"), slow(tmp_path, "b"), fake(tmp_path, "after", 0, "a", "b")], workers=2)
+    threads = {(tmp_path / f"{name}.log").read_text().strip() for name in ("a", "b")}
+    assert threads == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+
+
+def test_workers_respect_the_order_of_needs(tmp_path: Path) -> None:
+    jobs = [fake(tmp_path, "a", 0), fake(tmp_path, "bad", 3), fake(tmp_path, "b", 0, "a"), fake(tmp_path, "c", 0, "b", "bad")]
+    assert not run_jobs([*jobs, fake(tmp_path, "d", 0, "b")], workers=3)
+    made = sorted((path for path in tmp_path.iterdir() if path.suffix != ".log"), key=lambda path: path.stat().st_mtime_ns)
+    assert {path.name for path in made} == {"a", "bad", "b", "d"}
+    names = [path.name for path in made]
+    assert names.index("a") < names.index("b") < names.index("d")
+
+
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert slot_environment(0, 1, gpus=4) == {}
+    assert [slot_environment(slot, 4, gpus=2, cores=16) for slot in (0, 1, 2)] == [
+        {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "4"} for gpu in ("0", "1", "0")
+    ]
+    assert slot_environment(5, 8, gpus=1, cores=4) == {"OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert slot_environment(0, 2, gpus=0, cores=8) == {}
+
+
+def test_a_second_launcher_is_refused_until_the_first_is_dead(workspace: Path, tmp_path: Path) -> None:
+    tree = Path(shutil.copytree(workspace, tmp_path / "tree"))
+    holding = (
+        "import sys, time; from pathlib import Path; from common.workers import only_launcher\n"
+        "with only_launcher([Path('synthetic')]): print('held', flush=True); time.sleep(600)"
+    )
+    command = ["all-train-all.sh", "--datasets", "synthetic", "--minutes", "0"]
+    with subprocess.Popen([sys.executable, "-c", holding], cwd=tree, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        refused = run_script(tree, *command)
+        assert refused.code == 2 and "another all-train-all.sh is running the jobs of synthetic" in refused.err
+        holder.kill()
+    assert "out of time" in run_script(tree, *command).out
+
+
+def test_the_same_folder_can_be_locked_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        with only_launcher([tmp_path]):
+            pass
+
+
+def test_a_stopped_launcher_stops_its_jobs_and_the_next_continues(workspace: Path, tiny: Path, tmp_path: Path) -> None:
+    """Ctrl-C, as a terminal sends it: to the whole process group."""
+    tree = Path(shutil.copytree(workspace, tmp_path / "tree"))
+    options = ["--datasets", "synthetic", "--defenses", "undefended", "--profile", str(tiny), "--workers", "2"]
+    command = ["all-train-all.sh", *options]
+    process = subprocess.Popen(
+        ["bash", *command], cwd=tree, env=script_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also under nohup
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("started   synthetic train undefended"):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, 1)
+    with pytest.raises(ProcessLookupError):  # nothing of the group is left
+        os.killpg(process.pid, 0)
+    finished = run_script(tree, *command, "--scenario", "3", "--device", "cpu")
+    assert finished.code == 0, finished

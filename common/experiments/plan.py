@@ -1,5 +1,6 @@
 """The plan of `all-train-all.sh`: every command behind a set of tables, and what exists of its product."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,10 @@ class Job:
     needs: tuple[str, ...]  # names of jobs
     state: Callable[[], str]
     log: Path
+
+    @property
+    def command_line(self) -> str:
+        return shlex.join(self.command)
 
 
 @dataclass

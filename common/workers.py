@@ -1,0 +1,149 @@
+"""Run the jobs of a plan as local processes, several at a time, each after the jobs that it needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from common.cli import ROOT
+from common.errors import UserError
+
+if TYPE_CHECKING:  # imports PyTorch, which would make --help slow
+    from common.experiments.plan import Job
+
+
+def run_jobs(jobs: Sequence[Job], minutes: float = float("inf"), workers: int = 1) -> bool:
+    """Run the jobs whose products are missing, `workers` at a time, until `minutes` have passed (inf = no limit).
+
+    Of the jobs that can start, the first in the plan starts first. A job that fails stops the jobs that need it and no others.
+    Prints a line when a job starts and when it ends, and the ends of the logs of failed jobs at last. Ctrl-C reaches the jobs
+    too; the same command continues them. Returns whether the products of all jobs exist afterwards.
+    """
+    from tqdm import tqdm
+
+    from common.experiments.plan import DONE
+
+    deadline = time.monotonic() + 60 * minutes
+    states: dict[str, str] = {}  # after the run, by name of the job
+    waiting = list(jobs)
+    running: dict[Future[str], Job] = {}
+    slots: SimpleQueue[int] = SimpleQueue()
+    for slot in range(workers):
+        slots.put(slot)
+
+    def in_slot(job: Job) -> str:
+        slot = slots.get()
+        try:
+            return _run_job(job, deadline, slot_environment(slot, workers))
+        finally:
+            slots.put(slot)
+
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="job", smoothing=0, disable=None) as progress:
+        while waiting or running:
+            for job in _ready(waiting, states, workers - len(running)):
+                waiting.remove(job)
+                unmet = [need for need in job.needs if states[need] != DONE]
+                if unmet:
+                    running[pool.submit(str, f"not run: needs {unmet[0]}")] = job
+                else:
+                    running[pool.submit(in_slot, job)] = job
+            progress.set_postfix_str(", ".join(job.name for job in running.values()))
+            for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(ended)
+                states[job.name] = ended.result()
+                progress.update()
+                _print_line(f"{states[job.name]:8}  {job.name}")
+    failed = [job for job in jobs if states[job.name].startswith("failed")]
+    for job in failed:
+        tail = "\n".join(job.log.read_text(errors="replace").splitlines()[-8:])
+        print(f"\n{job.name} failed. The end of {job.log}:\n{tail}\nRun it alone: {job.command_line}", file=sys.stderr)
+    return not failed and all(state == DONE for state in states.values())
+
+
+def _print_line(text: str) -> None:
+    """Print a line above the progress bar at once, also where the output goes to a file."""
+    from tqdm import tqdm
+
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+def _ready(waiting: Sequence[Job], states: dict[str, str], count: int) -> list[Job]:
+    """The first `count` jobs of which all needed jobs have ended."""
+    return [job for job in waiting if all(need in states for need in job.needs)][:count]
+
+
+def _run_job(job: Job, deadline: float, environment: dict[str, str]) -> str:
+    """Run one job if its product is missing, with its output in its log. Returns the state afterwards."""
+    from common.experiments.plan import DONE, MISSING
+
+    before = job.state()
+    if before != MISSING:
+        return before
+    if deadline <= time.monotonic():
+        return "not run: out of time"
+    _print_line(f"started   {job.name}")
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    interpreter = {"python": [sys.executable], "bash": ["bash"]}[job.command[0]]
+    with open(job.log, "w") as log:
+        timeout = None if deadline == float("inf") else deadline - time.monotonic()
+        try:
+            code = subprocess.run(
+                [*interpreter, *job.command[1:]],
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=timeout,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return "out of time: the same command continues it"
+    return DONE if code == 0 else f"failed with exit code {code}"
+
+
+def slot_environment(slot: int, workers: int, gpus: int | None = None, cores: int | None = None) -> dict[str, str]:
+    """Environment variables of the jobs in one of `workers` slots: a GPU of its own where there are several, and its threads.
+
+    `gpus` and `cores` default to those of this machine. The cores are divided among the slots, unless OMP_NUM_THREADS is set
+    already. A single worker has the whole machine.
+    """
+    if workers == 1:
+        return {}
+    if gpus is None:
+        import torch
+
+        gpus = torch.cuda.device_count()
+    environment = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus > 1 else {}
+    if "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(max(1, (cores or len(os.sched_getaffinity(0))) // workers))
+    return environment
+
+
+@contextmanager
+def only_launcher(folders: Sequence[Path]) -> Iterator[None]:
+    """Hold a lock on each data set's folder while its jobs run, so that no two launchers run the same jobs.
+
+    The operating system frees the lock when its holder ends, however it ends. Raises UserError where another launcher holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    with ExitStack() as stack:
+        for folder in folders:
+            path = ROOT / "logs" / folder.name / "launcher.lock"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(path, timeout=0))
+            except Timeout as error:
+                raise UserError(
+                    f"another all-train-all.sh is running the jobs of {folder.name} here: wait for it, or stop it first."
+                ) from error
+        yield
