@@ -305,10 +305,10 @@ def test_the_image_size_is_part_of_settings_only_where_it_is_set(tmp_path: Path)
     assert Config(data=Data(image_size=64)).as_dict()["data"]["image_size"] == 64
 
 
-def test_an_image_size_is_refused_where_images_are_arrays(
-    tmp_path: Path, synthetic: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(DATASETS, "synthetic", replace(DATASETS["synthetic"], load=lambda root: synthetic))
+def test_an_image_size_is_refused_where_images_are_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = np.zeros((30, 3, 32, 32), np.uint8), np.zeros(30, np.int64)
+    entry = replace(DATASETS["synthetic"], load=lambda root: Source(images, labels, images, labels, {}))
+    monkeypatch.setitem(DATASETS, "synthetic", entry)
     with pytest.raises(UserError, match=r"data\.image_size is for data sets of image files: leave it out for synthetic"):
         write_partition(run_of(tmp_path, "synthetic", "data.image_size=64"), tmp_path)
     with pytest.raises(UserError, match=r"data\.image_size must be at least 8"):
