@@ -34,7 +34,7 @@ from common.training.targets import load_target, model_path, settings_of
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"  # real data, beside the repository where it is developed
-DATASETS = ("cifar10", "cifar100", "svhn", "synthetic")
+DATASETS = ("cifar10", "cifar100", "svhn", "celeba", "utkface", "synthetic")
 MADE_BY_RUNS = ("data", "final-all-models", "diff_models", "candidates", "outputs", "results", "__pycache__")
 CLASSES = 10  # of random examples and of planted predictions
 SMALLEST = Model(width=4, depth=1)

@@ -61,6 +61,33 @@ def test_output_shape(name: str, classes: int) -> None:
     assert logits.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("name", "size"), [*((name, (64, 48)) for name in MODELS), ("resnet18", (5, 3)), ("vgg16", (218, 178))]
+)
+def test_images_of_other_sizes(name: str, size: tuple[int, int]) -> None:
+    """The weights have the shapes of those for 32 x 32, but for the patches of the ViT, of which there are always 64."""
+    width, depth = 2 * SMALL[name][0], SMALL[name][1]
+    model = build_classifier(name, 7, width, depth, mean=MEAN, std=STD, size=size).eval()
+    small_images = build_classifier(name, 7, width, depth, mean=MEAN, std=STD)
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(2))
+    assert model(x).shape == (2, 7)
+    changed = x.clone()
+    changed[0, :, -2:, -2:] = 1 - changed[0, :, -2:, -2:]
+    assert not torch.equal(model(x)[0], model(changed)[0])  # the last corner counts too
+    shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (model, small_images)]
+    assert {key for key in shapes[0] if shapes[0][key] != shapes[1][key]} == ({"net.embed.weight"} if name == "vit" else set())
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet18", (64, 64)), ("vgg16", (31, 64)), ("densenet121", (64, 7)), ("vit", (218, 178)), ("vit", (64, 60))],
+)
+def test_a_size_that_a_model_does_not_take_is_refused(name: str, size: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match=rf"{name} .*{size[0]} x {size[1]}") as caught:
+        build_classifier(name, 7, *SMALL[name], mean=MEAN, std=STD, size=size)
+    assert "\n" not in str(caught.value)
+
+
 def test_standardises_each_channel() -> None:
     classifier = Classifier(nn.Identity(), MEAN, STD)
     x = images(2)

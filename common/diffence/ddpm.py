@@ -204,6 +204,6 @@ def save_grid(run: Run, split: Split, path: Path, count: int = 8) -> None:
     originals = torch.cat([side.pixels(slice(count)) for side in split.evaluated])
     queries = torch.arange(len(originals))
     reconstructions = reconstruct(originals.to(run.device), queries, torch.zeros_like(queries)).cpu()
-    zoom = max(1, 96 // originals.shape[-1])  # images of 32 pixels are drawn 3 times as large
+    zoom = 3 if originals.shape[-1] <= 64 else 1  # how many times as large images are drawn
     tiles = torch.cat([originals, reconstructions]).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     save_image(make_grid(tiles, nrow=2 * count, padding=3), path)
