@@ -4,10 +4,12 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 
 from common.attacks.shadow import SHADOW_ATTACKS
+from common.defenses.hamp import top_probability
 from common.report.load import load_rows, rows_of_kind
 from common.report.paper import PAPER_DEFENSES, paper_lines, paper_table
 
@@ -328,3 +330,17 @@ def test_the_choice_of_the_interval_hardly_matters_at_the_paper_s_partition() ->
     assert len(row["intervals"]) == 210
     assert abs(row["rank_correlation"]["js_and_auc"]) < 0.1
     assert all(draws["later_hits"] > 0.5 for draws in row["draws"])
+
+
+def test_soft_labels_cause_what_hamp_adds() -> None:
+    """The grid of the generated data: hard labels are as no defense, 1% softness exposes, and more adds nothing."""
+    grid = pd.read_csv(ROOT / "results" / "synthetic" / "small-clean-seed0" / "hamp_grid.csv").set_index(["gamma", "search"])
+    undefended, hard, slightly_soft = (grid.loc[key, "best_auc"] for key in (("-", "-"), ("0", "exact"), ("0", "released")))
+    assert (grid["alpha"].isin(["0", "-"])).all()
+    assert top_probability(10, 0, "exact") == 1
+    assert top_probability(10, 0, "released") == 0.99
+    assert abs(hard - undefended) < 0.03
+    assert slightly_soft > undefended + 0.1
+    assert grid.loc["0.8", "best_auc"].max() < slightly_soft + 0.01
+    assert (grid["train_accuracy"] > 0.995).all()
+    assert (grid["points_a_side"] == 400).all()
