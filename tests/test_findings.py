@@ -344,3 +344,19 @@ def test_soft_labels_cause_what_hamp_adds() -> None:
     assert grid.loc["0.8", "best_auc"].max() < slightly_soft + 0.01
     assert (grid["train_accuracy"] > 0.995).all()
     assert (grid["points_a_side"] == 400).all()
+
+
+def test_what_further_defenses_do_at_the_paper_s_partition() -> None:
+    rows, hundred = by_name("cifar10", "narrow-clean-seed0"), by_name("cifar100", "narrow-clean-seed0")
+    without = {defense: row["best"]["auc"] for (defense, scenario), row in rows.items() if scenario is None}
+    assert {*without} == {"undefended", "hamp", "relaxloss", "memguard", "advreg"}
+    in_hundred = {defense: hundred[defense, None]["best"]["auc"] for defense in ("undefended", "hamp")}
+    assert in_hundred["hamp"] < in_hundred["undefended"] and without["hamp"] > without["undefended"]
+    means = [(in_hundred[defense] + without[defense]) / 2 for defense in ("undefended", "hamp")]
+    assert abs(means[0] - means[1]) < 0.02
+    for defense in ("relaxloss", "memguard"):
+        ours = without["undefended"] - without[defense]
+        assert ours > 0 and abs(ours - (paper("undefended").auc - paper(defense).auc)) < 0.05
+    options = rows["advreg", None]["config"]["defenses"]["advreg"]
+    assert (options["alpha"], options["attack_batches"]) == (6, 2)
+    assert without["advreg"] >= without["undefended"]
