@@ -260,7 +260,7 @@ def test_the_same_folder_can_be_locked_again(tmp_path: Path) -> None:
 def test_a_stopped_launcher_stops_its_jobs_and_the_next_continues(workspace: Path, tiny: Path, tmp_path: Path) -> None:
     """Ctrl-C, as a terminal sends it: to the whole process group."""
     tree = Path(shutil.copytree(workspace, tmp_path / "tree"))
-    options = ["--datasets", "synthetic", "--defenses", "undefended", "--profile", str(tiny), "--workers", "2"]
+    options = ["--datasets", "synthetic", "--defenses", "undefended", "--profile", str(tiny), "--workers", "2", "--seed", "3"]
     command = ["all-train-all.sh", *options]
     process = subprocess.Popen(
         ["bash", *command], cwd=tree, env=script_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
