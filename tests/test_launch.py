@@ -4,7 +4,6 @@ import dataclasses
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Call, refusal, run_script, script_environment, tiny_run
+from conftest import ROOT, Call, refusal, run_script, tiny_run
 
 from common import launch
 from common.config import Attack, Config
@@ -255,25 +254,3 @@ def test_the_same_folder_can_be_locked_again(tmp_path: Path) -> None:
     for _ in range(2):
         with only_launcher([tmp_path]):
             pass
-
-
-def test_a_stopped_launcher_stops_its_jobs_and_the_next_continues(workspace: Path, tiny: Path, tmp_path: Path) -> None:
-    """Ctrl-C, as a terminal sends it: to the whole process group."""
-    tree = Path(shutil.copytree(workspace, tmp_path / "tree"))
-    options = ["--datasets", "synthetic", "--defenses", "undefended", "--profile", str(tiny), "--workers", "2", "--seed", "3"]
-    command = ["all-train-all.sh", *options]
-    process = subprocess.Popen(
-        ["bash", *command], cwd=tree, env=script_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also under nohup
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("started   synthetic train undefended"):
-            break
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode not in (0, 1)
-    with pytest.raises(ProcessLookupError):  # nothing of the group is left
-        os.killpg(process.pid, 0)
-    finished = run_script(tree, *command, "--scenario", "3", "--device", "cpu")
-    assert finished.code == 0, finished
