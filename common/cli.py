@@ -16,6 +16,16 @@ ROOT = Path(__file__).parents[1]  # of the repository
 DEFAULT_PROFILE = {"synthetic": "small"}  # by data set; that of all others is `paper`
 
 
+def module_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser without options for `python -m common.<module>`, whose --help shows the docstring `doc`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m common.{module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def make_parser(folder: Path, description: str, *, seed: bool = True, device: bool = True) -> argparse.ArgumentParser:
     """A parser with --profile, --set and, unless they are switched off, --seed and --device.
 

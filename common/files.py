@@ -41,15 +41,15 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a folder, which is made where it is missing. Other processes that ask for it wait.
 
     The lock is released when the block ends or the process dies. It is for files that belong together; one file alone needs no
-    lock. A process must not ask for a lock that it holds.
+    lock. A process must not ask for a lock that it holds. Without `wait`, raises BlockingIOError where another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 

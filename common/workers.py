@@ -134,15 +134,13 @@ def only_launcher(folders: Sequence[Path]) -> Iterator[None]:
 
     The operating system frees the lock when its holder ends, however it ends. Raises UserError where another launcher holds it.
     """
-    from filelock import FileLock, Timeout
+    from common.files import locked  # not above: it imports PyTorch, which would make --help slow
 
     with ExitStack() as stack:
         for folder in folders:
-            path = ROOT / "logs" / folder.name / "launcher.lock"
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                stack.enter_context(FileLock(path, timeout=0))
-            except Timeout as error:
+                stack.enter_context(locked(ROOT / "logs" / folder.name, wait=False))
+            except BlockingIOError as error:
                 raise UserError(
                     f"another all-train-all.sh is running the jobs of {folder.name} here: wait for it, or stop it first."
                 ) from error

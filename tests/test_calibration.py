@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from conftest import planted
 from sklearn.metrics import log_loss
 
 from common.attacks import Outputs
@@ -17,15 +18,6 @@ from common.pair import Pair
 from common.report import figures, measure
 
 CLASSES = 10
-
-
-def predictions(n: int, mean: float, seed: int) -> Outputs:
-    """n predictions whose logit of the true label is N(mean, 1), over zeros."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, CLASSES, n)
-    logits = np.zeros((n, CLASSES))
-    logits[np.arange(n), labels] = rng.normal(mean, 1, n)
-    return Outputs(logits, labels)
 
 
 def with_confidence(confidence: Floats, classes: int = 4) -> Floats:
@@ -103,13 +95,13 @@ def test_nll_of_closed_forms() -> None:
 
 
 def test_nll_is_scikit_learns() -> None:
-    outputs = predictions(500, 2.0, seed=0)
+    outputs = planted(500, 2.0, seed=0)
     theirs = log_loss(outputs.labels, outputs.probabilities, labels=range(CLASSES))
     assert calibration.nll(outputs.logits.astype(np.float32), outputs.labels) == pytest.approx(theirs, abs=1e-6)
 
 
 def test_reliability_is_a_picture_with_a_panel_a_name(tmp_path: Path) -> None:
-    outputs = predictions(300, 2.0, seed=1)
+    outputs = planted(300, 2.0, seed=1)
     widths = []
     for names in (["undefended"], ["undefended", "undefended_w_Diffence"]):
         figures.draw_reliability(tmp_path / "r.png", "synthetic, undefended", dict.fromkeys(names, outputs))

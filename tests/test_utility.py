@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import planted
 
 from common.attacks import ATTACKS, NNOptions, Outputs, Scores, suite
 from common.config import Attack, Config, Data, Diffence
@@ -20,17 +21,6 @@ from common.metrics import privacy as metrics
 from common.pair import Pair
 from common.report import measure
 from common.run import Run
-
-CLASSES = 10
-
-
-def predictions(n: int, mean: float, seed: int) -> Outputs:
-    """n predictions whose logit of the true label is N(mean, 1), over zeros."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, CLASSES, n)
-    logits = np.zeros((n, CLASSES))
-    logits[np.arange(n), labels] = rng.normal(mean, 1, n)
-    return Outputs(logits, labels)
 
 
 # a row's numbers
@@ -100,7 +90,7 @@ def test_thresholds_per_class_are_an_option() -> None:
 
 
 def test_every_attack_says_the_labels_of_its_scores() -> None:
-    by_name = evaluate.attack(run_of(), clean_pools(), planted(), "clean")
+    by_name = evaluate.attack(run_of(), clean_pools(), exposed(), "clean")
     for scores in by_name.values():
         assert scores.scored_labels is not None and scores.known_labels is not None
         assert list(scores.scored_labels.map(len)) == list(scores.scored.map(len))
@@ -180,31 +170,31 @@ def test_what_a_row_says_is_counted_over_the_scored_images(monkeypatch: pytest.M
 def test_the_nn_attack_holds_out_the_share_that_the_config_says() -> None:
     run = run_of()
     run = replace(run, config=replace(run.config, attack=Attack(nn_epochs=1, nn_held_out=0.5)))
-    scores = evaluate.attack(run, clean_pools(), planted(), "clean")["nn"]
+    scores = evaluate.attack(run, clean_pools(), exposed(), "clean")["nn"]
     assert list(scores.known.map(len)) == [20, 20]  # half of 40
 
 
 def test_in_the_released_protocol_trained_attacks_leave_out_the_scored_points_that_they_know() -> None:
     """Known are 40 points, scored 140 from the same start: the NN attack trains on all 40 and scores the other 100."""
     pools = evaluation_pools(run_of().config.data, "released")
-    scores = evaluate.attack(run_of(), pools, planted(), "released")
+    scores = evaluate.attack(run_of(), pools, exposed(), "released")
     assert [list(pair.map(len)) for pair in (scores["nn"].scored, scores["nn"].known)] == [[100, 100], [40, 40]]
     assert [list(pair.map(len)) for pair in (scores["loss"].scored, scores["loss"].known)] == [[140, 140], [40, 40]]
     labels = scores["nn"].scored_labels
     assert labels is not None
-    np.testing.assert_array_equal(labels.members, planted().outputs.members.labels[40:140])
+    np.testing.assert_array_equal(labels.members, exposed().outputs.members.labels[40:140])
 
 
 def test_the_released_protocol_needs_scored_points_that_are_not_known() -> None:
     enough, too_few = (Pools(range(40), range(40), range(scored)) for scored in (41, 40))
-    assert list(evaluate.attack(run_of(), enough, planted(), "released")["nn"].scored.map(len)) == [1, 1]
+    assert list(evaluate.attack(run_of(), enough, exposed(), "released")["nn"].scored.map(len)) == [1, 1]
     with pytest.raises(UserError, match=r"raise data\.scored above data\.known"):
-        evaluate.attack(run_of(), too_few, planted(), "released")
+        evaluate.attack(run_of(), too_few, exposed(), "released")
 
 
 def test_the_nn_attack_repeats_for_a_seed_and_differs_by_it() -> None:
     first, again, other = (
-        evaluate.attack(run_of(seed), clean_pools(), planted(), "clean")["nn"].scored.members for seed in (0, 0, 1)
+        evaluate.attack(run_of(seed), clean_pools(), exposed(), "clean")["nn"].scored.members for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -213,9 +203,9 @@ def test_the_nn_attack_repeats_for_a_seed_and_differs_by_it() -> None:
 # the null
 
 
-def planted() -> DefendedOutputs:
+def exposed() -> DefendedOutputs:
     """200 points a side, of which the members give themselves away entirely."""
-    return DefendedOutputs(None, Pair(predictions(200, 30, seed=0), predictions(200, -30, seed=1)))
+    return DefendedOutputs(None, Pair(planted(200, 30, seed=0), planted(200, -30, seed=1)))
 
 
 def run_of(seed: int = 0) -> Run:
@@ -232,14 +222,14 @@ def null_of(
 ) -> Scores:
     """The scores of an attack on the planted outputs, under shuffled membership."""
     pools = evaluation_pools(run_of().config.data, protocol)
-    defended = DefendedOutputs(Selector(scenario) if scenario else None, planted().outputs)
+    defended = DefendedOutputs(Selector(scenario) if scenario else None, exposed().outputs)
     return evaluate.attack_null(run_of(seed), defense, pools, defended, protocol)[attack]
 
 
 def test_nothing_is_left_of_a_perfect_attack_under_shuffled_membership(monkeypatch: pytest.MonkeyPatch) -> None:
     """AUC 1 becomes .5 on average, with the deviation sqrt((2n + 1) / 12) / n of a rank sum: .0346 at n = 140."""
     monkeypatch.setattr(suite, "ATTACKS", {"loss": ATTACKS["loss"]})
-    real = evaluate.attack(run_of(), clean_pools(), planted(), "clean")["loss"]
+    real = evaluate.attack(run_of(), clean_pools(), exposed(), "clean")["loss"]
     assert metrics.auc(*real.scored) == 1.0
     aucs = [metrics.auc(*null_of("loss", seed=seed).scored) for seed in range(100)]
     assert np.mean(aucs) == pytest.approx(0.5, abs=3 * 0.0346 / 10)
@@ -249,7 +239,7 @@ def test_nothing_is_left_of_a_perfect_attack_under_shuffled_membership(monkeypat
 def test_the_nn_attack_trains_on_shuffled_membership() -> None:
     """Its own held-out known points, which true membership would tell apart perfectly, are then no better than chance."""
     null = null_of("nn")
-    real = evaluate.attack(run_of(), clean_pools(), planted(), "clean")["nn"]
+    real = evaluate.attack(run_of(), clean_pools(), exposed(), "clean")["nn"]
     assert metrics.auc(*real.known) == 1.0
     assert metrics.auc(*null.known) < 0.95
     assert abs(metrics.auc(*null.scored) - 0.5) < 5 * 0.0346
@@ -259,7 +249,7 @@ def test_every_point_plays_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is lost or doubled, the defender's points stay out, and a released known point keeps its role when scored."""
     monkeypatch.setattr(suite, "ATTACKS", {"loss": ATTACKS["loss"]})
     null = null_of("loss")
-    known_and_scored = [-side.loss[20:200] for side in planted().outputs]
+    known_and_scored = [-side.loss[20:200] for side in exposed().outputs]
     np.testing.assert_array_equal(
         np.sort(np.concatenate([*null.scored, *null.known])), np.sort(np.concatenate(known_and_scored))
     )
@@ -300,5 +290,5 @@ def test_the_null_trains_a_fifth_where_nothing_is_chosen_on_scored_points(
     monkeypatch.setattr(suite, "ATTACKS", {"nn": record})
     run = run_of()
     run = replace(run, config=replace(run.config, attack=Attack(nn_epochs=epochs)))
-    evaluate.attack_null(run, "undefended", evaluation_pools(run.config.data, protocol), planted(), protocol)
+    evaluate.attack_null(run, "undefended", evaluation_pools(run.config.data, protocol), exposed(), protocol)
     assert [(options.nn_epochs, options.select_on) for options in asked] == [(trained, select_on)]

@@ -10,7 +10,7 @@ import torch
 from conftest import Call, halves, random_split, refusal, tiny_run
 
 from common.attacks.leave_one_out import knowing_scores, shadow_scores_of_all
-from common.commands import train_shadows, worst_case
+from common.commands import evaluate_mia, train_shadows, worst_case
 from common.config import Attack, Data
 from common.data.partition import evaluation_pools, partition_settings
 from common.experiments.canaries import draw_canaries, plant_canaries
@@ -197,5 +197,7 @@ def test_refusals(copied_drawn: Path, tiny: Path, call: Call) -> None:
     missing = refusal(call(worst_case, copied_drawn, *options, "--count", 4, "--set", "data.canaries=5"))
     assert "train_shadows.py" in missing and "--set data.canaries=5" in missing
     assert "data.canaries must lie in 0.." in refusal(call(worst_case, copied_drawn, *options, "--set", "data.canaries=99999"))
+    both = ("--set", "data.canaries=5", "--shadows", 4)
+    assert "leave out data.canaries" in refusal(call(evaluate_mia, copied_drawn, *options, *both))
     wrong = refusal(call(worst_case, copied_drawn, *options, "--set", "diffence.fallback=reordered"))
     assert "fallback" in wrong

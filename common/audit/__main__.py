@@ -15,7 +15,6 @@ thresholds are fitted on them. All reported numbers are about the scored points.
 needs no network), audit.json, roc.png and phi.png.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,12 +23,7 @@ from common import cli
 
 def main(folder: Path, arguments: Sequence[str]) -> None:
     """The command line. Paths in `arguments` are relative to the current folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m common.audit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.module_parser("audit", __doc__)
     parser.add_argument("--members", type=Path, required=True, metavar="FILE", help=".npz of the model's outputs on members")
     parser.add_argument("--non-members", type=Path, required=True, metavar="FILE", help=".npz of its outputs on non-members")
     parser.add_argument("--shadows", type=Path, metavar="FILE", help=".npz of shadow models' outputs on both, and `keep`")

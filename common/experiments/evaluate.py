@@ -50,6 +50,8 @@ def evaluate(run: Run, defense: str, protocol: str, scenarios: list[str]) -> lis
     """Evaluate one defense without Diffence and with it in each scenario; writes and returns the rows."""
     split = load_split(run)
     pools = evaluation_pools(run.config.data, protocol)
+    planted = run.config.data.canaries and run.config.attack.shadows
+    require(not planted, "shadow models with canaries do not fit the target, which has none: leave out data.canaries.")
     model = load_defended_model(run, defense, protocol)
     collected = collect(run, defense, protocol, model.classifier, split)
     folder = run.results_dir(protocol)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 from tqdm import tqdm
 
-from common.attacks import Outputs
+from common.attacks import METRIC_ATTACKS, Outputs
 from common.attacks.leave_one_out import knowing_scores, shadow_scores_of_all
 from common.attacks.lira import Bools
 from common.attacks.suite import attack_all
@@ -148,16 +147,14 @@ def answers_of_model(
 def attack_models(run: Run, points: Points, answers: Answers) -> dict[str, Floats]:
     """Scores float64 [M, n] of every attack, by name; NaN at points that are neither canaries nor controls."""
     scored = np.union1d(points.canaries, points.controls)
-    values = np.stack([phi(logits, points.labels) for logits in answers.logits])
+    features = seen_features(points, answers)
+    values = features[..., 0]  # phi of the given label
     subset = np.concatenate([points.known, scored])
     by_shadows = shadow_scores_of_all(
         values[:, subset], points.in_mask[:, subset], points.labels[subset], np.arange(len(points.known)), run.config.attack
     )
     by_shadows["knowing"] = knowing_scores(
-        seen_features(points, answers)[:, subset],
-        values[:, subset],
-        points.in_mask[:, subset],
-        derive_seed("knowing", run.seed),
+        features[:, subset], values[:, subset], points.in_mask[:, subset], derive_seed("knowing", run.seed)
     )
     scores = {name: np.full(values.shape, np.nan) for name in by_shadows}
     for name, of_subset in by_shadows.items():
@@ -185,14 +182,12 @@ def attack_model(run: Run, points: Points, logits: Floats, model: int, scored: I
 def seen_features(points: Points, answers: Answers) -> Floats:
     """What an attacker sees of each point under each model: float64 [M, n, 5].
 
-    phi of the given label, phi of the predicted label, whether they are the same, the entropy, and the share of candidates that
-    keep the label, which the time of an answer may show.
+    phi of the given label, phi of the predicted label, whether they are the same, the score of the entropy attack, and the
+    share of candidates that keep the label, which the time of an answer may show.
     """
-    p = softmax(answers.logits, axis=-1)
-    entropy = -(p * np.log(np.maximum(p, 1e-300))).sum(-1)
-    given = np.stack([phi(logits, points.labels) for logits in answers.logits])
     right = answers.logits.argmax(-1) == points.labels
-    return np.stack([given, phi(answers.logits), right, entropy, answers.kept], axis=-1)
+    entropy = np.stack([METRIC_ATTACKS["entropy"](Outputs(logits, points.labels)) for logits in answers.logits])
+    return np.stack([phi(answers.logits, points.labels), phi(answers.logits), right, entropy, answers.kept], axis=-1)
 
 
 def group_report(points: Points, answers: Answers, scores: dict[str, Floats], group: str) -> dict[str, Any]:

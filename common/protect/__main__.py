@@ -15,7 +15,6 @@ These run code, so name only what you trust. --unet is the diffusion model: a fo
 Face hub, a checkpoint of pytorch-ddpm or guided-diffusion, or module:function.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,12 +25,7 @@ from common.errors import check_name
 
 def main(folder: Path, arguments: Sequence[str]) -> None:
     """The command line. Paths in `arguments` are relative to the current folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m common.protect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.module_parser("protect", __doc__)
     parser.add_argument("--classifier", required=True, metavar="SOURCE", help=".pt2, TorchScript, or module:function")
     parser.add_argument("--unet", required=True, metavar="SOURCE", help="the diffusion model")
     parser.add_argument("--members", type=Path, required=True, metavar="FOLDER", help="a folder of images for each class")

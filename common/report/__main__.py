@@ -11,22 +11,16 @@ reproduce it. With any option, what results/ holds is left as it is, and the tab
 the folder --out, with report.html beside them.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import ROOT, run_script
+from common.cli import ROOT, module_parser, run_script
 from common.errors import UserError
 
 
 def main(folder: Path, arguments: Sequence[str]) -> None:
     """The command line. `folder` is the repository's root."""
-    parser = argparse.ArgumentParser(
-        prog="python -m common.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = module_parser("report", __doc__)
     parser.add_argument("--table", nargs="+", default=[], metavar="III", help="these tables of the paper, III to VIII")
     parser.add_argument("--figure", nargs="+", default=[], metavar="11", help="these figures of the paper, 1 and 3 to 14")
     parser.add_argument("--dataset", nargs="+", default=[], help="rows of these data sets alone")

@@ -12,11 +12,10 @@ image file, with the columns
     error       one sentence, if the file is no image; the other columns are then empty
     logits      with --logits: the released logits, from which all probabilities follow
 
-A killed run continues with the first image that has no
-line. Image i of the sorted paths is query i, so that the same folder always gets the same answers.
+A killed run continues with the first image that has no line. Image i of the sorted paths is query i, so that the same folder
+always gets the same answers.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,12 +24,7 @@ from common import cli
 
 def main(folder: Path, arguments: Sequence[str]) -> None:
     """The command line. Paths in `arguments` are relative to the current folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m common.serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.module_parser("serve", __doc__)
     parser.add_argument("protected", type=Path, metavar="FOLDER", help="of the protected classifier")
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="of image files, and of folders of them")
     parser.add_argument(
