@@ -254,5 +254,5 @@ def worst_case(folder: Path, arguments: Sequence[str]) -> None:
     run = _open_defense_run(folder, parsed)
     rows = experiment.worst_case(run, parsed.defense, parsed.scenario, parsed.count)
     print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, seed {run.seed}: {parsed.count} models\n")
-    print(worst_case_markdown(rows))
+    print(worst_case_markdown(*rows))
     print(f"\nJSON rows: {run.results_dir('clean')}")

@@ -141,7 +141,7 @@ def describe(source: "Source", images: Path, classes: list[str]) -> tuple["Descr
     shapes = [pixels_of(content).shape[1:] for content in contents]
     median = float(np.median([min(shape) for shape in shapes]))
     side = max([SIDES[0], *(side for side in SIDES if side <= median)])
-    colours = np.stack([pixels_of(content, SIDES[0]) for content in contents]) / 255
+    colours = np.stack([pixels_of(content, (SIDES[0], SIDES[0])) for content in contents]) / 255
     mean, std = colours.mean(axis=(0, 2, 3)).round(4), colours.std(axis=(0, 2, 3)).round(4).clip(min=0.01)
     size = list(shapes[0]) if len(set(shapes)) == 1 else [side, side]
     return Description(str(images), classes, mean.tolist(), std.tolist(), size), side

@@ -24,8 +24,8 @@ def run_jobs(jobs: Sequence[Job], minutes: float = float("inf"), workers: int = 
     """Run the jobs whose products are missing, `workers` at a time, until `minutes` have passed (inf = no limit).
 
     Of the jobs that can start, the first in the plan starts first. A job that fails stops the jobs that need it and no others.
-    Prints a line when a job starts and when it ends, and the ends of the logs of failed jobs at last. Ctrl-C reaches the jobs
-    too; the same command continues them. Returns whether the products of all jobs exist afterwards.
+    Prints a line when a job starts and when it ends, and the ends of the logs of failed jobs at last. Ctrl-C ends the running
+    jobs; the same command continues them. Returns whether the products of all jobs exist afterwards.
     """
     from tqdm import tqdm
 
@@ -35,6 +35,7 @@ def run_jobs(jobs: Sequence[Job], minutes: float = float("inf"), workers: int = 
     states: dict[str, str] = {}  # after the run, by name of the job
     waiting = list(jobs)
     running: dict[Future[str], Job] = {}
+    processes = Processes()
     slots: SimpleQueue[int] = SimpleQueue()
     for slot in range(workers):
         slots.put(slot)
@@ -42,11 +43,15 @@ def run_jobs(jobs: Sequence[Job], minutes: float = float("inf"), workers: int = 
     def in_slot(job: Job) -> str:
         slot = slots.get()
         try:
-            return _run_job(job, deadline, slot_environment(slot, workers))
+            return _run_job(job, deadline, slot_environment(slot, workers), processes)
         finally:
             slots.put(slot)
 
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="job", smoothing=0, disable=None) as progress:
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(jobs), unit="job", smoothing=0, disable=None) as progress,
+        processes,
+    ):
         while waiting or running:
             for job in _ready(waiting, states, workers - len(running)):
                 waiting.remove(job)
@@ -81,8 +86,35 @@ def _ready(waiting: Sequence[Job], states: dict[str, str], count: int) -> list[J
     return [job for job in waiting if all(need in states for need in job.needs)][:count]
 
 
-def _run_job(job: Job, deadline: float, environment: dict[str, str]) -> str:
-    """Run one job if its product is missing, with its output in its log. Returns the state afterwards."""
+class Processes:
+    """The processes that run. As a context, it ends them if it is left by an exception, such as Ctrl-C.
+
+    Ctrl-C in a terminal reaches them too, but a process that is still importing may miss it.
+    """
+
+    def __init__(self) -> None:
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        self.running.add(process)
+        if self.stopped:  # meanwhile
+            process.terminate()
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stopped = kind is not None
+        for process in [*self.running] if self.stopped else []:
+            process.terminate()
+
+
+def _run_job(job: Job, deadline: float, environment: dict[str, str], processes: Processes) -> str:
+    """Run one job if its product is missing, with its output in its log. Returns the state afterwards.
+
+    Its process is among `processes` while it runs.
+    """
     from common.experiments.plan import DONE, MISSING
 
     before = job.state()
@@ -95,18 +127,22 @@ def _run_job(job: Job, deadline: float, environment: dict[str, str]) -> str:
     interpreter = {"python": [sys.executable], "bash": ["bash"]}[job.command[0]]
     with open(job.log, "w") as log:
         timeout = None if deadline == float("inf") else deadline - time.monotonic()
+        process = subprocess.Popen(
+            [*interpreter, *job.command[1:]],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        processes.add(process)
         try:
-            code = subprocess.run(
-                [*interpreter, *job.command[1:]],
-                cwd=ROOT,
-                env={**os.environ, **environment},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
-                timeout=timeout,
-            ).returncode
+            code = process.wait(timeout)
         except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
             return "out of time: the same command continues it"
+        finally:
+            processes.running.discard(process)
     return DONE if code == 0 else f"failed with exit code {code}"
 
 

@@ -100,11 +100,11 @@ def test_nll_is_scikit_learns() -> None:
     assert calibration.nll(outputs.logits.astype(np.float32), outputs.labels) == pytest.approx(theirs, abs=1e-6)
 
 
-def test_reliability_is_a_picture_with_a_panel_a_name(tmp_path: Path) -> None:
+def test_reliability_is_a_picture_with_a_panel_a_scenario(tmp_path: Path) -> None:
     outputs = planted(300, 2.0, seed=1)
     widths = []
-    for names in (["undefended"], ["undefended", "undefended_w_Diffence"]):
-        figures.draw_reliability(tmp_path / "r.png", "synthetic, undefended", dict.fromkeys(names, outputs))
+    for scenarios in ([None], [None, "1"]):
+        figures.draw_reliability(tmp_path / "r.png", "generated images, undefended", dict.fromkeys(scenarios, outputs))
         image = matplotlib.image.imread(tmp_path / "r.png")
         assert image[..., :3].std() > 0.02
         widths.append(image.shape[1])

@@ -6,7 +6,8 @@ from pathlib import Path
 import made_up_rows as made
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, planted
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -18,7 +19,6 @@ from common.report.editions import Edition, Selection, StoredRow, read_folder, s
 from common.report.paper import paper_numbers
 from common.report.paper_figures import PaperFigure
 from common.report.publish import FIGURES, draw_files, publish
-from common.report.rows import SCENARIO_TITLES, parse_result_file, result_file
 
 PAPER = paper_numbers(ROOT)
 SHADOWS = ("attack.shadows=16",)
@@ -75,18 +75,15 @@ def test_no_text_is_smaller_than_7_points() -> None:
     )
 
 
-@pytest.mark.parametrize("scenario", [None, *SCENARIO_TITLES])
-def test_a_file_name_is_read_back(scenario: str | None) -> None:
-    assert parse_result_file(result_file("dpsgd-private", scenario)) == ("dpsgd-private", scenario)
-    assert parse_result_file("ROC curves of the scored points") is None
-    assert parse_result_file("") is None
-
-
-def test_titles_of_pictures_are_words() -> None:
-    assert figures._result_title("hamp_w_Diffence_scenario2") == "HAMP, Diffence, scenario 2"
-    assert figures._result_title("selena") == "SELENA, without Diffence"
-    assert figures._result_title("ROC curves of the scored points") == "ROC curves of the scored points"
-    assert figures._data_and_defense("cifar10, dpsgd") == "CIFAR-10, DP-SGD"
+def test_pictures_of_an_evaluation_have_titles_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn_figures = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn_figures.append(figure))
+    outputs = planted(50, 2.0, seed=0)
+    figures.draw_reliability(tmp_path / "r.png", "CIFAR-10, HAMP", {None: outputs, "2": outputs})
+    (figure,) = drawn_figures
+    assert [axis.get_title().split("\n")[0] for axis in figure.axes] == ["without Diffence", "Diffence, scenario 2"]
+    colors = [axis.patches[0].get_facecolor()[:3] for axis in figure.axes]
+    assert colors == [to_rgb(style.DIFFENCE_STYLES[scenario]["color"]) for scenario in (None, "2")]
 
 
 # Figures 1, 3 and 4

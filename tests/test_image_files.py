@@ -212,11 +212,11 @@ def test_pixels_are_those_of_the_file(tmp_path: Path) -> None:
 def test_a_square_is_cut_from_the_middle_and_averaged(tmp_path: Path) -> None:
     """As PyTorch's antialiased resizing of the whole image, of which the middle is taken; and unchanged at its own size."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 80, 3), dtype=np.uint8)
-    resized = pixels_of(encoded(Image.fromarray(pixels), tmp_path / "a.png"), 10)
+    resized = pixels_of(encoded(Image.fromarray(pixels), tmp_path / "a.png"), (10, 10))
     whole = torch.from_numpy(pixels.transpose(2, 0, 1)).float()[None]
     expected = F.interpolate(whole, (10, 20), mode="bilinear", antialias=True)[0, :, :, 5:15]
     assert abs(resized - expected.numpy()).max() < 1.01
-    same = pixels_of(encoded(Image.fromarray(pixels[:, 20:60]), tmp_path / "b.png"), 40)
+    same = pixels_of(encoded(Image.fromarray(pixels[:, 20:60]), tmp_path / "b.png"), (40, 40))
     np.testing.assert_array_equal(same, pixels[:, 20:60].transpose(2, 0, 1))
 
 

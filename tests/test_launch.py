@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Call, refusal, run_script, tiny_run
+from conftest import ROOT, Call, refusal, run_script, script_environment, tiny_run
 
 from common import launch
 from common.config import Attack, Config
@@ -254,3 +255,30 @@ def test_the_same_folder_can_be_locked_again(tmp_path: Path) -> None:
     for _ in range(2):
         with only_launcher([tmp_path]):
             pass
+
+
+def test_a_stopped_launcher_stops_its_jobs_and_the_next_continues(workspace: Path, tiny: Path, tmp_path: Path) -> None:
+    """Ctrl-C, as a terminal sends it: to the whole process group. Nothing of seed 3 is trained in the copied tree."""
+    tree = Path(shutil.copytree(workspace, tmp_path / "tree"))
+    options = ["--datasets", "synthetic", "--defenses", "undefended", "--profile", str(tiny), "--device", "cpu", "--seed", "3"]
+    command = ["all-train-all.sh", *options, "--scenario", "3", "--workers", "2"]
+    process = subprocess.Popen(
+        ["bash", *command],
+        cwd=tree,
+        env=script_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a process in the background ignores
+    )
+    assert process.stdout is not None
+    assert any(line.startswith("started   synthetic train undefended") for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    with pytest.raises(ProcessLookupError):  # nothing of the group is left
+        os.killpg(process.pid, 0)
+    assert not list((tree / "synthetic").rglob("undefended.pt"))
+    finished = run_script(tree, *command)
+    assert finished.code == 0, finished

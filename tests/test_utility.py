@@ -22,7 +22,6 @@ from common.pair import Pair
 from common.report import measure
 from common.run import Run
 
-
 # a row's numbers
 
 

@@ -15,8 +15,10 @@ from common.config import Attack, Data
 from common.data.partition import evaluation_pools, partition_settings
 from common.experiments.canaries import draw_canaries, plant_canaries
 from common.experiments.shadow_models import in_mask, shadow_pool, shadow_run
+from common.files import write_text
 from common.metrics.bootstrap import bootstrap_tpr, decisions_report
 from common.metrics.privacy import auc, tpr_at_fpr
+from common.report.results_page import experiment_tables
 from common.training.targets import settings_of
 
 DATA = Data(members=100, reference=0, non_members=120, fit=20, known=20, scored=50, canaries=30)
@@ -188,6 +190,11 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, fallback: str) 
     assert behind["canaries"]["given_label"] == without["canaries"]["given_label"]
     assert behind["controls"]["attacks"]["correctness"] == without["controls"]["attacks"]["correctness"]
     assert "random images" in answer.out
+    kept = copied_drawn / "results" / "synthetic" / folder.name
+    for path in folder.glob("*.json"):
+        write_text(kept / path.name, path.read_text())
+    tables = [table for table in experiment_tables(copied_drawn) if table.startswith("**images with a wrong label: synthetic")]
+    assert len(tables) == 2 and all("scored 10 + 10" in table for table in tables)
 
 
 def test_refusals(copied_drawn: Path, tiny: Path, call: Call) -> None:

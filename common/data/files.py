@@ -44,10 +44,12 @@ class ImageFiles:
     def decode(self, side: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
         """The images one by one, uint8 [3, H, W], with a progress bar.
 
-        `side` is data.image_size, see `pixels_of`; `size` is the (H, W) that images have then. Raises UserError, which names
-        the file, where an image cannot be read or has another size.
+        `side` is data.image_size: 0 keeps the size of each image, and another value makes squares of that side (`pixels_of`).
+        `size` is the (H, W) that images have then. Raises UserError, which names the file, where an image cannot be read or has
+        another size.
         """
-        for name, pixels in zip(self.names, self._each(lambda content: pixels_of(content, side), "images"), strict=True):
+        square = (side, side) if side else None
+        for name, pixels in zip(self.names, self._each(lambda content: pixels_of(content, square), "images"), strict=True):
             if isinstance(pixels, Exception):
                 raise UserError(f"{self.root / name} cannot be read as an image: put the original there, or delete it.")
             if pixels.shape[1:] != size:
@@ -86,16 +88,16 @@ class ImageFiles:
                     yield result
 
 
-def pixels_of(content: bytes, side: int = 0) -> np.ndarray:
+def pixels_of(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     """The pixels of an encoded image, uint8 [3, H, W], upright and in RGB.
 
-    With a `side` above 0, the largest square in the middle of the image is cut out and resized to `side` x `side` pixels
-    (bilinear, with antialiasing). With 0, the image keeps its own size. Raises an exception of Pillow for what is no image.
+    With a `size` (H, W), an image of another size is resized with its proportions (bilinear, with antialiasing), until it just
+    covers (H, W), and its middle is cut out. Raises an exception of Pillow for what is no image.
     """
     with Image.open(io.BytesIO(content)) as file:
         image = ImageOps.exif_transpose(file).convert("RGB")
-    if side:
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+    if size is not None and image.size != size[::-1]:
+        image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 

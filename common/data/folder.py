@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from common.data.files import pixels_of
 from common.errors import UserError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -37,14 +37,10 @@ def class_names(folder: Path) -> list[str]:
 def read_image(path: Path, size: tuple[int, int] | None = None) -> torch.Tensor:
     """An image file as float32 [3, H, W] in [0, 1].
 
-    With a `size` (H, W), an image of another size is resized, with its proportions, until it just covers (H, W), and its middle
-    is cut out. Raises UserError for a file that is damaged or no image.
+    `size` is (H, W), see `pixels_of`. Raises UserError for a file that is damaged or no image.
     """
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        pixels = pixels_of(path.read_bytes(), size)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is damaged, or is no image.") from error
-    if size is not None and image.size != size[::-1]:
-        image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(pixels).float() / 255

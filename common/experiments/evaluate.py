@@ -28,6 +28,7 @@ from common.pair import SIDES, Pair
 from common.report.figures import draw_phi, draw_reliability, draw_roc
 from common.report.measure import measure, utility
 from common.report.rows import result_file, result_name, write_result
+from common.report.style import DATASET_TITLES, DEFENSE_TITLES, DIFFENCE_TITLES, title_of
 from common.run import Run, provenance
 from common.seeds import derive_seed
 from common.training.targets import PostInference, training_facts
@@ -55,7 +56,8 @@ def evaluate(run: Run, defense: str, protocol: str, scenarios: list[str]) -> lis
     model = load_defended_model(run, defense, protocol)
     collected = collect(run, defense, protocol, model.classifier, split)
     folder = run.results_dir(protocol)
-    rows, defended_by_name = [], {}
+    title = f"{title_of(DATASET_TITLES, run.dataset)}, {title_of(DEFENSE_TITLES, defense)}"
+    rows, defended_by_scenario = [], {}
     for scenario in (None, *scenarios):
         defended = defend(run, model, collected, pools, scenario)
         # Attacks with shadow models come first: they train nothing, so that a missing shadow model is reported at once.
@@ -67,13 +69,12 @@ def evaluate(run: Run, defense: str, protocol: str, scenarios: list[str]) -> lis
         row = row_facts(run, defense, protocol, defended, collected, pools)
         row |= measure(scores, null, protocol, run.config.attack)
         write_result(folder, row, scores)
-        draw_roc(folder / f"{result_name(row)}_roc.png", result_name(row), scores)
+        draw_roc(folder / f"{result_name(row)}_roc.png", f"{title}, {DIFFENCE_TITLES[scenario]}", scores)
         rows.append(row)
-        defended_by_name[result_name(row)] = defended
-    title = f"{run.dataset}, {defense}"
-    logits = {name: defended.outputs.map(attrgetter("logits")) for name, defended in defended_by_name.items()}
+        defended_by_scenario[scenario] = defended
+    logits = {DIFFENCE_TITLES[key]: each.outputs.map(attrgetter("logits")) for key, each in defended_by_scenario.items()}
     draw_phi(folder / f"{defense}_phi.png", title, logits)
-    predictions = {name: scored_outputs(defended, pools).non_members for name, defended in defended_by_name.items()}
+    predictions = {key: scored_outputs(each, pools).non_members for key, each in defended_by_scenario.items()}
     draw_reliability(folder / f"{defense}_reliability.png", title, predictions)
     return rows
 

@@ -95,6 +95,8 @@ def worst_case(run: Run, defense: str, scenarios: list[str], count: int) -> list
             "t": run.config.diffence.t,
             "fallback": run.config.diffence.fallback,
             "models": count,
+            # Decisions on canaries, and as many on controls: each point is a member of half of the models.
+            "scored": dict.fromkeys(SIDES, count * run.config.data.canaries // 2),
             **{name: group_report(points, answers, scores, name) for name in ("canaries", "controls")},
         }
         write_json(result_path(run, defense, scenario, count), row)

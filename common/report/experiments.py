@@ -1,6 +1,5 @@
 """The tables of label-only attacks and of attacks on Diffence itself."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -83,7 +82,7 @@ def intervals_markdown(row: dict[str, Any]) -> str:
     )
 
 
-def worst_case_markdown(rows: Iterable[dict[str, Any]]) -> str:
+def worst_case_markdown(*rows: dict[str, Any]) -> str:
     """Rows of common/experiments/worst_case.py as a table with a line for each row and group of points.
 
     The best attack is the one with the largest TPR at 0.1% FPR; on ties, the one with the larger AUC.

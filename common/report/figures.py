@@ -12,13 +12,10 @@ from common.attacks import Outputs, Scores
 from common.metrics.calibration import calibration_bins, ece
 from common.metrics.privacy import phi
 from common.pair import Pair
-from common.report.rows import parse_result_file
 from common.report.style import (
     ATTACK_STYLES,
     ATTACK_TITLES,
     COLUMN,
-    DATASET_TITLES,
-    DEFENSE_TITLES,
     DIFFENCE_STYLES,
     DIFFENCE_TITLES,
     MEMBER_STYLES,
@@ -32,10 +29,7 @@ from common.report.style import (
 
 
 def draw_roc(path: Path, title: str, scores: dict[str, Scores]) -> None:
-    """ROC curves of all attacks, on linear and on logarithmic axes. Loss and confidence rank points alike.
-
-    `title` is a sentence, or the file name of a result, which is put into words.
-    """
+    """ROC curves of all attacks, on linear and on logarithmic axes. Loss and confidence rank points alike."""
     figure, ((linear, logarithmic),) = new_figure(1, 2, PAGE, 3.4)
     for name, attack_scores in scores.items():
         scored = attack_scores.scored
@@ -50,7 +44,7 @@ def draw_roc(path: Path, title: str, scores: dict[str, Scores]) -> None:
         axis.set(xlabel="FPR", ylabel="TPR")
     logarithmic.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1))
     linear.legend(loc="lower right")
-    figure.suptitle(_result_title(title))
+    figure.suptitle(title)
     save_figure(figure, path)
 
 
@@ -60,10 +54,10 @@ def draw_phi(
     logits: dict[str, Pair[np.ndarray]],
     labels: Pair[np.ndarray] | None = None,
 ) -> None:
-    """Histograms of phi of members and of non-members, with a panel for each name (paper Figures 3 and 4).
+    """Histograms of phi of members and of non-members, with a panel for each title (paper Figures 3 and 4).
 
     `logits` are those of the members [n, C] and of the non-members [m, C]. phi is that of the classes `labels` [n] and [m], or
-    by default that of the predicted class, as in the paper's figures. A name is that of a result's file, or free text.
+    by default that of the predicted class, as in the paper's figures.
     """
     values = {name: pair.map(phi, labels) if labels else pair.map(phi) for name, pair in logits.items()}
     pooled = np.concatenate([side for pair in values.values() for side in pair])
@@ -76,34 +70,36 @@ def draw_phi(
     for axis, (name, sides) in zip(axes, values.items(), strict=True):
         for side, (side_name, style) in zip(sides, MEMBER_STYLES.items(), strict=True):
             axis.hist(side, bins, density=True, histtype="stepfilled", label=side_name, edgecolor="white", linewidth=0, **style)
-        axis.set(title=_panel_title(name), xlabel=PHI_FORMULA if len(values) == 1 else PHI)
+        axis.set(title=name, xlabel=PHI_FORMULA if len(values) == 1 else PHI)
     axes[0].set_ylabel("density")
     axes[0].legend()
-    figure.suptitle(_data_and_defense(title))
+    figure.suptitle(title)
     save_figure(figure, path)
 
 
-def draw_reliability(path: Path, title: str, predictions: dict[str, Outputs]) -> None:
-    """Reliability diagrams with a panel for each name: accuracy against confidence in 10 bins, with counts (paper Figure 6).
+def draw_reliability(path: Path, title: str, predictions: dict[str | None, Outputs]) -> None:
+    """Reliability diagrams with a panel for each scenario, where None is without Diffence (paper Figure 6).
+
+    A diagram shows accuracy against confidence in 10 bins, with the number of predictions in each.
 
     On the diagonal, a prediction with confidence p is right with probability p. Bars below it are overconfident.
     """
     figure, (axes,) = new_figure(1, len(predictions), len(predictions) * PAGE / 4, 2.6, sharey=True)
-    for axis, (name, outputs) in zip(axes, predictions.items(), strict=True):
+    for axis, (scenario, outputs) in zip(axes, predictions.items(), strict=True):
         bins = calibration_bins(outputs.probabilities, outputs.labels)
         centres = (np.arange(len(bins.counts)) + 0.5) / len(bins.counts)
-        color = DIFFENCE_STYLES[_scenario(name)]["color"]
+        color = DIFFENCE_STYLES[scenario]["color"]
         axis.bar(centres, np.nan_to_num(bins.accuracy), width=0.9 / len(centres), color=color, alpha=0.6, label="accuracy")
         axis.plot(bins.confidence, bins.confidence, "o", color="black", markersize=3, label="confidence")
         axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
         for centre, count in zip(centres, bins.counts, strict=True):
             axis.text(centre, 1.03, f"{count}", ha="center", va="bottom", rotation=90, fontsize=7)
         gap = ece(outputs.probabilities, outputs.labels)
-        axis.set(title=f"{_panel_title(name)}\nECE {gap:.3f}", xlabel="confidence", xlim=(0, 1), ylim=(0, 1.25))
+        axis.set(title=f"{DIFFENCE_TITLES[scenario]}\nECE {gap:.3f}", xlabel="confidence", xlim=(0, 1), ylim=(0, 1.25))
         axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes[0].set_ylabel("accuracy\n(above: predictions)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle(_data_and_defense(title))
+    figure.suptitle(title)
     save_figure(figure, path)
 
 
@@ -124,25 +120,3 @@ def draw_trade_off(
     axis.set(xlabel="test accuracy", ylabel="best attack AUC (lower = more private)", title=title)
     axis.legend()
     save_figure(figure, path)
-
-
-def _scenario(name: str) -> str | None:
-    """The scenario of a result's file name; None is without Diffence, or no such name."""
-    parsed = parse_result_file(name)
-    return parsed[1] if parsed else None
-
-
-def _panel_title(name: str) -> str:
-    """The title of the panel of a result: its scenario."""
-    return DIFFENCE_TITLES[_scenario(name)] if parse_result_file(name) else name
-
-
-def _result_title(name: str) -> str:
-    """`HAMP, Diffence, scenario 1` for `hamp_w_Diffence`; other text stays as it is."""
-    parsed = parse_result_file(name)
-    return f"{title_of(DEFENSE_TITLES, parsed[0])}, {DIFFENCE_TITLES[parsed[1]]}" if parsed else name
-
-
-def _data_and_defense(title: str) -> str:
-    """`CIFAR-10, HAMP` for `cifar10, hamp`; other text stays as it is."""
-    return ", ".join(title_of(DATASET_TITLES | DEFENSE_TITLES, part) for part in title.split(", "))

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from common.metrics.intervals import mean_and_sd
-from common.report.experiments import intervals_markdown, label_only_markdown, repeated_queries_markdown
+from common.report.experiments import intervals_markdown, label_only_markdown, repeated_queries_markdown, worst_case_markdown
 from common.report.load import Rows, load_rows, rows_of_kind
 from common.report.paper import is_compared_with_paper, paper_comparison, paper_lines
 from common.report.rows import as_markdown, name_columns, setting_title, tables_markdown
@@ -99,6 +99,7 @@ def experiment_tables(root: Path) -> list[str]:
         ("label_only", "label-only attacks", label_only_markdown),
         ("repeated_queries", "attacks on Diffence itself", repeated_queries_markdown),
         ("intervals", "intervals of scenario 1", intervals_markdown),
+        ("worst_case", "images with a wrong label", worst_case_markdown),
     ):
         for row in rows_of_kind(root, kind):
             scored = "{members:,} + {non_members:,}".format(**row["scored"])

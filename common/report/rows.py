@@ -50,15 +50,6 @@ def result_file(defense: str, scenario: str | None) -> str:
     return f"{defense}_w_Diffence" + ("" if scenario == "1" else "_" + SCENARIO_TITLES[scenario].replace(" ", ""))
 
 
-def parse_result_file(name: str) -> tuple[str, str | None] | None:
-    """Defense and scenario of a file name of `result_file`; None for other text, which has spaces or is empty."""
-    defense, diffence, suffix = name.partition("_w_Diffence")
-    if not diffence:
-        return (name, None) if name and " " not in name else None
-    suffixes = {result_file("", scenario).removeprefix("_w_Diffence"): scenario for scenario in SCENARIO_TITLES}
-    return (defense, suffixes[suffix]) if suffix in suffixes else None
-
-
 def write_result(folder: Path, row: dict[str, Any], scores: dict[str, Scores]) -> None:
     """Write the text file and the JSON file of a row, and for each attack a .npy file in `scores/`.
 

@@ -15,6 +15,7 @@ OF_KIND = {
     "label_only": ("attacks", "scored"),
     "repeated_queries": ("runs", "scored"),
     "intervals": ("intervals", "scored"),
+    "worst_case": ("canaries", "controls", "models", "scenario", "scored"),
 }
 
 
