@@ -63,7 +63,7 @@ def test_the_target_is_asked_as_the_other_attacks_ask_it(defense: str, copied_dr
     sides = collect(run, "undefended", "clean", load_target(run, "undefended", "clean", target_classifier(run)), split)
     bare = []
     for selector in (None, Selector("3"), Selector("1", 0.5, 1.0)):
-        got = model_phi(run, defense, "clean", Queries(split, asked, selector, StoredCandidates(run)), False)
+        (got,) = model_phi(run, defense, "clean", Queries(split, asked, [selector], StoredCandidates(run)), False)
         expected = []
         for name, side in sides.as_dict().items():
             logits = side.original if selector is None else selector.release(side.candidates, side.original)
@@ -81,7 +81,8 @@ def test_kept_answers_serve_the_same_question_alone(copied_drawn: Path, tiny: Pa
     split, asked = load_split(run), np.arange(40, 90)
 
     def ask(selector: Selector | None, asked: np.ndarray = asked, run: Run = run) -> Floats:
-        return model_phi(run, "undefended", "clean", Queries(split, asked, selector, StoredCandidates(run)), False)
+        queries = Queries(split, asked, [selector], StoredCandidates(run))
+        return model_phi(run, "undefended", "clean", queries, False)[0]
 
     low, high = Selector("1", -4.0, -3.0), Selector("1", 0.5, 1.0)
     first, other = ask(high), ask(low)
@@ -108,7 +109,7 @@ def test_a_mirrored_question_is_about_the_image_flipped_left_to_right(copied_dra
     split, asked = load_split(run), np.arange(40, 60)
     model = load_target(run, "undefended", "clean", target_classifier(run))
     plain, got = (
-        model_phi(run, "undefended", "clean", Queries(split, asked, None, StoredCandidates(run)), mirrored)
+        model_phi(run, "undefended", "clean", Queries(split, asked, [None], StoredCandidates(run)), mirrored)[0]
         for mirrored in (False, True)
     )
     assert (got != plain).all()
@@ -200,13 +201,13 @@ def planted_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: bool
 
     def planted(run: Run, *arguments: Any) -> Floats:
         if run.shadow is None:
-            return targets + MIRRORED_SHIFT * arguments[3]
+            return targets[None] + MIRRORED_SHIFT * arguments[3]
         model, asked = run.shadow[0], torch.from_numpy(arguments[2].index)
         images = names(split.members.take(asked)) + names(split.non_members.take(asked))
-        return np.array([2.0 * (image in trained[model]) + (1 if model < 2 else -1) for image in images])
+        return np.array([[2.0 * (image in trained[model]) + (1 if model < 2 else -1) for image in images]])
 
     monkeypatch.setattr(shadow_attacks, "model_phi", planted)
-    found = shadow_attacks.shadow_scores(run, "undefended", "clean", split, pools, None)
+    (found,) = shadow_attacks.shadow_scores(run, "undefended", "clean", split, pools, [None])
     known, scored = slice(8), slice(8, 18)  # of the 18 points of a side that are asked about
     sides = Pair(targets[:18], targets[18:])
     return found, Scores(sides.map(lambda side: side[scored]), sides.map(lambda side: side[known]))

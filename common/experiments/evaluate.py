@@ -53,12 +53,14 @@ def evaluate(run: Run, defense: str, protocol: str, scenarios: list[str]) -> lis
     model = load_defended_model(run, defense, protocol)
     collected = collect(run, defense, protocol, model.classifier, split)
     folder = run.results_dir(protocol)
+    all_defended = [defend(run, model, collected, pools, scenario) for scenario in (None, *scenarios)]
+    # Attacks with shadow models come first: they train nothing, so that a missing shadow model is reported at once.
+    all_by_shadows: list[dict[str, Scores]] = [{} for _ in all_defended]
+    if run.config.attack.shadows:
+        selectors = [defended.selector for defended in all_defended]
+        all_by_shadows = shadow_scores(run, defense, protocol, split, pools, selectors)
     rows, defended_by_name = [], {}
-    for scenario in (None, *scenarios):
-        defended = defend(run, model, collected, pools, scenario)
-        # Attacks with shadow models come first: they train nothing, so that a missing shadow model is reported at once.
-        shadows = run.config.attack.shadows
-        by_shadows = shadow_scores(run, defense, protocol, split, pools, defended.selector) if shadows else {}
+    for defended, by_shadows in zip(all_defended, all_by_shadows, strict=True):
         scores = attack(run, pools, defended, protocol) | by_shadows
         null = attack_null(run, defense, pools, defended, protocol)
         null |= {name: shuffled_scores(by_shadows[name], derive_seed("null", name, run.seed)) for name in by_shadows}
