@@ -203,11 +203,13 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """A nested dict of plain values, for checkpoints and rows.
 
-        `data.image_size` is in it only where it is set, so that what was made before that key existed counts as the same.
+        `data.image_size`, `ddpm.name` and `ddpm.reference` are in it only where they are set, so that what was made before
+        these keys existed counts as the same.
         """
         content = dataclasses.asdict(self)
-        if not self.data.image_size:
-            del content["data"]["image_size"]
+        for section, key in (("data", "image_size"), ("ddpm", "name"), ("ddpm", "reference")):
+            if not content[section][key]:
+                del content[section][key]
         return content
 
 

@@ -95,7 +95,7 @@ def train_ddpm(run: Run, images: Examples) -> Path:
         load_unet(run)  # raises where it was trained under other settings
         return folder
     torch.manual_seed(derive_seed("ddpm weights", run.seed))
-    unet = build_unet(config, members.images.shape[2:]).to(run.device, memory_format=torch.channels_last).train()
+    unet = build_unet(config, images.images.shape[2:]).to(run.device, memory_format=torch.channels_last).train()
     ema = EMAModel(unet.parameters(), decay=config.ema_decay)
     optimizer = torch.optim.Adam(unet.parameters(), config.lr)
     resume, step, losses = folder / "resume.pt", 0, []
@@ -179,8 +179,6 @@ def ddpm_settings(run: Run) -> dict[str, Any]:
     """Everything that the diffusion model depends on. Its name and how often it is saved are not part of it."""
     config = run.config.as_dict()
     ddpm = {key: value for key, value in config["ddpm"].items() if key not in ("name", "save_every")}
-    if not ddpm["reference"]:  # which models of version 0.2 lack
-        del ddpm["reference"]
     return {
         "dataset": run.dataset,
         "seed": run.target_seed,

@@ -41,7 +41,7 @@ def result_path(run: Run, defense: str) -> Path:
 
 
 def trainings_of(run: Run, defense: str) -> list[dict[str, Any]]:
-    """Every training behind a defense, sub-models first: its name, epochs, and seconds, as sum and for an epoch."""
+    """Every training behind a defense, sub-models first: its checkpoint's name, epochs, and seconds, in sum and an epoch."""
     parts_of = DEFENSES[defense].parts
     checkpoints = [*(parts_of(run) if parts_of else []), (model_path(run, defense), settings_of(run, defense))]
     return [_training(run, defense, path, settings) for path, settings in checkpoints]
@@ -55,7 +55,7 @@ def _training(run: Run, defense: str, path: Path, settings: dict[str, Any]) -> d
     refuse_other_config(path, checkpoint_facts(path, remake)["settings"], settings, f"move it away, then run: {remake}")
     seconds = pd.read_csv(log)["seconds"]
     return {
-        "name": path.stem,
+        "name": str(path.relative_to(run.models_dir).with_suffix("")),
         "epochs": len(seconds),
         "seconds": float(seconds.sum()),
         "epoch_seconds": {"p50": float(seconds.median()), "mean": float(seconds.mean())},
