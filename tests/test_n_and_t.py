@@ -1,6 +1,7 @@
 """Attacks for many N and T: the cells against an evaluation, one drawing for all, resumption, and what is refused."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,30 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str, int, int]]
     return made
 
 
-def rows_of(folder: Path, tiny: Path, name: str) -> dict[str, Any]:
-    run = tiny_run(folder, tiny, "attack.nn_epochs=2")
+def rows_of(folder: Path, tiny: Path, name: str, *changes: str) -> dict[str, Any]:
+    run = tiny_run(folder, tiny, "attack.nn_epochs=2", *changes)
     row: dict[str, Any] = json.loads((run.results_dir("clean") / name).read_text())
     return row
 
 
 def test_a_cell_is_what_an_evaluation_with_these_settings_finds(copied_drawn: Path, tiny: Path, call: Call) -> None:
-    """N = 4 and T = 100 are the profile's: the same candidates, so the same numbers, in every scenario and without."""
+    """N = 4 and T = 100 are the profile's: the same candidates, so the same numbers, in every scenario and without.
+
+    A smaller N has the first of the same candidates.
+    """
     options = ("--defense", "undefended", "--profile", tiny, *OPTIONS, "--scenario", "1", "3")
-    assert call(evaluate_mia, copied_drawn, *options).code == 0
+    for n in (2, 4):
+        assert call(evaluate_mia, copied_drawn, *options, *(("--n", n) if n == 2 else ())).code == 0
     answer = call(n_and_t, copied_drawn, *options, "--n", 2, 4, "--t", 60, 100)
     assert answer.code == 0, answer.err
     row = rows_of(copied_drawn, tiny, "n_and_t-undefended-n4-t60-100.json")
     cells = {(cell["scenario"], cell["t"], cell["n"]): cell for cell in row["cells"]}
     assert list(cells) == [(scenario, t, n) for scenario in "13" for t in (60, 100) for n in (2, 4)]
-    for scenario, name in (("1", "undefended_w_Diffence"), ("3", "undefended_w_Diffence_scenario3")):
-        evaluation, cell = rows_of(copied_drawn, tiny, f"{name}.json"), cells[scenario, 100, 4]
+    for (scenario, name), n in product((("1", "undefended_w_Diffence"), ("3", "undefended_w_Diffence_scenario3")), (2, 4)):
+        evaluation, cell = (
+            rows_of(copied_drawn, tiny, f"{name}.json", *(["diffence.n=2"] if n == 2 else [])),
+            cells[scenario, 100, n],
+        )
         assert cell["best"] == evaluation["best"]
         for key in ("interval", "labels_changed", "no_match", "draws"):
             assert cell[key] == evaluation["diffence"][key]

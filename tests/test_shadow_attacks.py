@@ -75,6 +75,47 @@ def test_the_target_is_asked_as_the_other_attacks_ask_it(defense: str, copied_dr
         assert (np.abs(got - np.concatenate(bare[-2:])).max() > 0.1) == (defense == "memguard")
 
 
+def test_all_scenarios_share_what_a_model_is_asked(copied_drawn: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they get the answers that each gets alone, and no candidate is classified twice."""
+    run = tiny_run(copied_drawn, tiny, "diffence.fallback=reorder")
+    split, asked = load_split(run), np.arange(40, 90)
+    monkeypatch.setattr(shadow_attacks, "DRAWS", 1)
+    looked_up: list[tuple[int, int]] = []
+
+    class Counted(StoredCandidates):
+        def __call__(self, images: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+            looked_up.extend(zip(queries.tolist(), numbers.tolist(), strict=True))
+            return super().__call__(images, queries, numbers)
+
+    def ask(*selectors: Selector | None) -> Floats:
+        for path in run.outputs_dir.glob("*-phi-*"):
+            path.unlink()
+        looked_up.clear()
+        return model_phi(run, "undefended", "clean", Queries(split, asked, selectors, Counted(run)), False)
+
+    selectors = (
+        None,
+        Selector("1", -1.7, -1.4, "reorder"),
+        Selector("2", -1.8, -1.2, "reorder"),
+        Selector("3"),
+        Selector("average"),
+    )
+    alone, counts = [], []
+    for selector in selectors:
+        alone.append(ask(selector)[0])
+        counts.append(len(looked_up))
+    assert counts[0] == 0 and counts[3] < counts[2] <= counts[1] < counts[4] == 4 * 100  # N = 4
+    assert len({values.tobytes() for values in alone}) == 5
+    np.testing.assert_allclose(ask(*selectors), np.stack(alone), atol=1e-4)
+    assert len(looked_up) == len(set(looked_up)) == counts[4]
+    np.testing.assert_allclose(ask(*selectors[:4]), np.stack(alone[:4]), atol=1e-4)
+    assert len(looked_up) == len(set(looked_up)) < counts[1] + counts[2] + counts[3]
+    kept = len(looked_up)
+    again = model_phi(run, "undefended", "clean", Queries(split, asked, selectors[:4], Counted(run)), False)
+    np.testing.assert_allclose(again, np.stack(alone[:4]), atol=1e-4)
+    assert len(looked_up) == kept  # stored
+
+
 def test_kept_answers_serve_the_same_question_alone(copied_drawn: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another interval, N, set of images or other weights is another question; the same one is not classified again."""
     run = tiny_run(copied_drawn, tiny)
