@@ -78,9 +78,7 @@ class Padded(nn.Module):
 
 def training_images(run: Run, split: Split) -> Examples:
     """The images of the diffusion model: the members, and with `ddpm.reference` the reference images (paper Appendix A-C)."""
-    if not run.config.ddpm.reference:
-        return split.members
-    return Examples(*(torch.cat([getattr(split.members, k), getattr(split.reference, k)]) for k in ("images", "labels")))
+    return split.members.followed_by(split.reference) if run.config.ddpm.reference else split.members
 
 
 def train_ddpm(run: Run, images: Examples) -> Path:
