@@ -46,11 +46,15 @@ def _parse(parser: ArgumentParser, folder: Path, arguments: Sequence[str], posit
 
 
 def _open_defense_run(folder: Path, parsed: Namespace) -> Run:
-    """The run for the parsed options of a command with --defense. Raises UserError for an unknown defense or wrong settings."""
+    """The run for the parsed options of a command with --defense, of one name or several.
+
+    Raises UserError for an unknown defense or wrong settings.
+    """
     from common.defenses import DEFENSES, with_options
     from common.run import open_run
 
-    check_name("defense", parsed.defense, DEFENSES)
+    for defense in [parsed.defense] if isinstance(parsed.defense, str) else parsed.defense:
+        check_name("defense", defense, DEFENSES)
     return with_options(open_run(folder, parsed))
 
 
@@ -135,7 +139,7 @@ def train_ddpm(folder: Path, arguments: Sequence[str]) -> None:
 
     run = open_run(folder, parsed)
     split = load_split(run)
-    ddpm_folder = ddpm.train_ddpm(run, split.members)
+    ddpm_folder = ddpm.train_ddpm(run, ddpm.training_images(run, split))
     picture = ddpm_folder / "reconstructions.png"
     ddpm.save_grid(run, split, picture)
     print(f"{ddpm_folder / 'unet'}: the diffusion model; {picture}: originals above their reconstructions")
@@ -238,6 +242,67 @@ def intervals(folder: Path, arguments: Sequence[str]) -> None:
     print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, protocol {parsed.protocol}, seed {run.seed}\n")
     print(intervals_markdown(row))
     print(f"\nJSON row: {experiment.result_path(run, parsed.defense, parsed.protocol)}")
+
+
+def n_and_t(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/evaluate_MIAs/n_and_t.py --defense NAME`"""
+    parser = make_parser(folder, f"Attack classifiers of {folder.name} behind Diffence for many N and T (Figure 11).")
+    parser.add_argument("--defense", nargs="+", required=True, help=f"one or more, which share candidates: {DEFENSE_NAMES}")
+    parser.add_argument("--scenario", nargs="+", default=["1", "3"], help="one or more of 1, 2, 3 and average (default: 1 3)")
+    parser.add_argument("--n", nargs="+", type=int, dest="n_values", metavar="N", help="(default: 2 5 10 20 30 40 50)")
+    parser.add_argument(
+        "--t",
+        nargs="+",
+        type=int,
+        dest="t_values",
+        metavar="T",
+        help="(default: those of 40 80 120 160 200 240 260 that the diffusion model is trained on)",
+    )
+    parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
+    parsed = _parse(parser, folder, arguments)
+    from common.experiments import n_and_t as experiment
+
+    run = _open_defense_run(folder, parsed)
+    n_values = sorted(set(parsed.n_values or experiment.N_VALUES))
+    t_values = sorted(set(parsed.t_values or experiment.known_steps(run)))
+    rows = experiment.n_and_t(run, parsed.defense, parsed.protocol, parsed.scenario, n_values, t_values)
+    for row in rows:
+        print(f"\n{run.dataset}, {run.profile_name}, {row['defense']}, protocol {parsed.protocol}, seed {run.seed}\n")
+        print(experiment.summary(row))
+        print(f"\nJSON row: {experiment.result_path(run, row['defense'], parsed.protocol, n_values, t_values)}")
+
+
+def overhead(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/evaluate_MIAs/overhead.py --defense NAME`"""
+    parser = make_parser(folder, f"Time the answers of a classifier of {folder.name}, without and with Diffence (Table V).")
+    parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    parser.add_argument(
+        "--scenario", nargs="*", default=["1", "2", "3"], help="none, or more of 1, 2, 3 and average (default: 1 2 3)"
+    )
+    parser.add_argument("--batch", type=int, default=50, help="images in a call, beside single ones (default: 50)")
+    parser.add_argument("--count", type=int, default=100, help="scored images of each side (default: 100)")
+    parsed = _parse(parser, folder, arguments, positive=("batch", "count"))
+    from common.experiments import overhead as experiment
+
+    run = _open_defense_run(folder, parsed)
+    row = experiment.overhead(run, parsed.defense, parsed.scenario, parsed.batch, parsed.count)
+    print(f"\n{run.dataset}, {run.profile_name}, N = {row['n']}, T = {row['t']}, {row['device']}, {row['threads']} thread(s)\n")
+    print(experiment.summary(row))
+    print(f"\nJSON row: {experiment.result_path(run, parsed.defense, parsed.batch, parsed.count)}")
+
+
+def training_cost(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/evaluate_MIAs/training_cost.py --defense NAME`"""
+    parser = make_parser(folder, f"The seconds of a training of {folder.name}, from its logs (Table VIII).")
+    parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
+    parsed = _parse(parser, folder, arguments)
+    from common.experiments import training_cost as experiment
+
+    run = _open_defense_run(folder, parsed)
+    row = experiment.training_cost(run, parsed.defense)
+    print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, seed {run.seed}: {row['seconds']:.1f} s\n")
+    print(experiment.summary(row))
+    print(f"\nJSON row: {experiment.result_path(run, parsed.defense)}")
 
 
 def worst_case(folder: Path, arguments: Sequence[str]) -> None:

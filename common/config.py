@@ -97,6 +97,8 @@ class Train:
 class DDPM:
     """The diffusion model and its training on the members' images (paper Section IV-A: the defaults of Ho et al.)."""
 
+    name: str = ""  # a folder of its own, so that another diffusion model can lie beside the profile's
+    reference: bool = False  # also train on the reference images (paper Appendix A-C: a stronger diffusion model)
     channels: list[int] = field(default_factory=lambda: [128, 256, 256, 256])
     layers: int = 2  # residual blocks in each level
     attention: list[int] = field(default_factory=lambda: [1])  # levels with self-attention (level 1 works at 16 x 16)
@@ -116,6 +118,10 @@ class DDPM:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "layers", "groups", "save_every"):
             require(getattr(self, name) > 0, f"ddpm.{name} must be at least 1, not {getattr(self, name)}.")
+        require(
+            re.fullmatch(r"[\w-]*", self.name) is not None and self.name != "unet",
+            f"ddpm.name is the name of a folder, of letters, digits, _ and -, and not unet; '{self.name}' is none.",
+        )
         require(1 <= self.max_timestep <= 1000, f"ddpm.max_timestep must lie in 1..1000, not {self.max_timestep}.")
         for width in self.channels:
             require(
@@ -197,12 +203,27 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """A nested dict of plain values, for checkpoints and rows.
 
-        `data.image_size` is in it only where it is set, so that what was made before that key existed counts as the same.
+        `data.image_size`, `ddpm.name` and `ddpm.reference` are in it only where they are set, so that what was made before
+        these keys existed counts as the same.
         """
         content = dataclasses.asdict(self)
-        if not self.data.image_size:
-            del content["data"]["image_size"]
+        for section, key in (("data", "image_size"), ("ddpm", "name"), ("ddpm", "reference")):
+            if not content[section][key]:
+                del content[section][key]
         return content
+
+
+def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """The config of a row, with the defaults of settings that are newer than the row.
+
+    A config that cannot be read today, because a setting has gone or a value is refused, is returned as it is.
+    """
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))
+    except (UserError, OmegaConfBaseException, ValueError, TypeError):
+        return stored
+    assert isinstance(config, Config)
+    return config.as_dict()
 
 
 def profile_path(folder: Path, profile: str) -> Path:

@@ -23,7 +23,11 @@ if TYPE_CHECKING:  # imports PyTorch, which would make --help slow
 PUBLISHED = ("cifar10", "cifar100", "svhn")  # the data sets of the paper's tables
 # The default order of the defenses: the most informative ones first, because --minutes may end a plan early. All others follow.
 PRIORITY = ("undefended", "hamp", "relaxloss", "dpsgd", "selena", "advreg", "memguard")
-EXPERIMENTS = ("label_only", "attack_diffence", "intervals")  # further experiments on a defense, by the names of their scripts
+# Further experiments: by the names of their scripts, then evaluations under other settings (common/experiments/variants.py).
+EXPERIMENTS = (
+    *("label_only", "attack_diffence", "intervals", "n_and_t", "overhead", "training_cost"),
+    *("lira", "architectures", "table_iv", "stronger"),
+)
 
 
 def print_plan(jobs: Sequence[Job]) -> None:
@@ -44,7 +48,8 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
         "--experiments",
         nargs="+",
         default=[],
-        help=f"also these, in protocol clean with their defaults: {' or '.join(EXPERIMENTS)}",
+        metavar="NAME",
+        help=f"also these, with their defaults: {', '.join(EXPERIMENTS)}",
     )
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after this many minutes; the same command continues"

@@ -9,6 +9,9 @@
 <data set>/diff_defense/candidates/<profile>/seed0/              candidates, shared by all defenses
 <data set>/evaluate_MIAs/outputs/<profile>/seed0/<model>/        logits of a defense on images and candidates
 <data set>/evaluate_MIAs/results/                                text files, JSON rows and pictures
+
+A diffusion model with a name (ddpm.name) has a folder of its own, diff_models/<profile>/seed0/<name>/. So have its candidates
+and the outputs behind it.
 """
 
 import argparse
@@ -77,15 +80,15 @@ class Run:
 
     @property
     def ddpm_dir(self) -> Path:
-        return self._run_dir("diff_defense", "diff_models")
+        return self._run_dir("diff_defense", "diff_models") / self.config.ddpm.name
 
     @property
     def candidates_dir(self) -> Path:
-        return self._run_dir("diff_defense", "candidates")
+        return self._run_dir("diff_defense", "candidates") / self.config.ddpm.name
 
     @property
     def outputs_dir(self) -> Path:
-        return self._model_dir("evaluate_MIAs", "outputs")
+        return self._model_dir("evaluate_MIAs", "outputs") / self.config.ddpm.name
 
     def results_dir(self, protocol: str) -> Path:
         """The folder of the rows: `results/` for the default settings, else a folder in it that is named after the differences.

@@ -126,3 +126,7 @@ def test_utility_counts_changed_labels_on_each_side() -> None:
     assert worth["accuracy"] == 0.75
     assert worth["ece"] == pytest.approx(abs(0.75 - math.e / (math.e + 3)))
     assert worth["nll"] == pytest.approx(math.log(math.e + 3) - 0.75)
+    # All four predictions have the confidence .475, in the fifth bin.
+    assert worth["bins"]["counts"] == [0, 0, 0, 0, 4, 0, 0, 0, 0, 0]
+    assert worth["bins"]["accuracy"] == [None] * 4 + [0.75] + [None] * 5
+    assert worth["bins"]["confidence"][4] == pytest.approx(math.e / (math.e + 3))

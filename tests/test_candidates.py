@@ -110,7 +110,7 @@ def test_drawing_stopped_midway_continues(
     whole = {path.name: path.read_bytes() for path in folder(run).iterdir()}
     for path in folder(run).iterdir():
         path.unlink()
-    draw, drawn = candidates._draw, []
+    draw, drawn = candidates.draw_shard, []
 
     def stop_at_the_third(*arguments: object) -> np.ndarray:
         drawn.append(1)
@@ -119,7 +119,7 @@ def test_drawing_stopped_midway_continues(
         return draw(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(candidates, "_draw", stop_at_the_third)
+        patch.setattr(candidates, "draw_shard", stop_at_the_third)
         draw_all(run, split, "clean")
     assert len(missing_shards(run, "clean")) == 2
     evaluations.clear()

@@ -107,7 +107,8 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, name: str, call
         kill_at_call(patch, "ddpm_step", left)  # it repeats no more steps than it must
         train_ddpm(killed, members)
     assert same(weights(killed), weights(whole))
-    assert (killed.ddpm_dir / "log.csv").read_text() == (whole.ddpm_dir / "log.csv").read_text()
+    logs = [pd.read_csv(run.ddpm_dir / "log.csv") for run in (killed, whole)]
+    assert logs[0][["step", "loss"]].equals(logs[1][["step", "loss"]])
     with pytest.MonkeyPatch.context() as patch:
         kill_at_call(patch, "ddpm_step", 0)
         assert train_ddpm(killed, members) == killed.ddpm_dir  # trained already: no step
@@ -148,7 +149,7 @@ def test_the_log_has_the_mean_loss_between_two_checkpoints(tmp_path: Path, monke
     run = make_run(tmp_path)
     train_ddpm(run, examples(20))
     log = pd.read_csv(run.ddpm_dir / "log.csv")
-    assert list(log) == ["step", "loss"]
+    assert list(log) == ["step", "loss", "seconds"] and (log["seconds"] > 0).all()
     assert log["step"].tolist() == [4, 8, 11]
     assert log["loss"].tolist() == pytest.approx([np.mean(losses[:4]), np.mean(losses[4:8]), np.mean(losses[8:])])
 
@@ -180,6 +181,35 @@ def test_the_reconstructor_is_that_of_the_config_and_of_the_seed(tmp_path: Path)
     for used in (run, replace(run, seed=77, shadow=(0, 5))):  # a shadow model's candidates are those of its target
         made = load_reconstructor(used)
         assert (made.t, made.steps, made.rule, made.seed, made.bf16) == (90, [90, 60, 30, 0], "released", 5, True)
+
+
+def test_a_named_model_may_see_the_reference_images(tmp_path: Path) -> None:
+    """It lies beside the profile's, whose settings do not know of either setting."""
+    run = make_run(tmp_path)
+    stronger = make_run(tmp_path, name="stronger", reference=True)
+    assert (stronger.ddpm_dir, stronger.candidates_dir.name) == (run.ddpm_dir / "stronger", "stronger")
+    assert ddpm.ddpm_settings(stronger) == ddpm.ddpm_settings(run) | {"reference": True}
+    assert not {"name", "reference"} & set(ddpm.ddpm_settings(run))
+    split = Split(examples(20), examples(7), examples(3))
+    assert ddpm.training_images(run, split) is split.members
+    both = ddpm.training_images(stronger, split)
+    assert torch.equal(both.images, torch.cat([split.members.images, split.reference.images])) and len(both.labels) == 27
+    for name in ("a/b", "..", "unet"):
+        with pytest.raises(UserError, match=r"ddpm.name is the name of a folder"):
+            make_run(tmp_path, name=name)
+
+
+def test_a_checkpoint_of_version_0_2_has_no_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_call(patch, "ddpm_step", 9)
+        train_ddpm(run, examples(20))
+    resume = run.ddpm_dir / "resume.pt"
+    stored = torch.load(resume, weights_only=True)
+    torch.save(stored | {"losses": [line[:2] for line in stored["losses"]]}, resume)
+    train_ddpm(run, examples(20))
+    log = pd.read_csv(run.ddpm_dir / "log.csv")
+    assert log["seconds"].isna().tolist() == [True, True, False]
 
 
 # Refusals

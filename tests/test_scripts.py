@@ -17,6 +17,9 @@ SCRIPTS = (
     "evaluate_MIAs/attack_diffence.py",
     "evaluate_MIAs/label_only.py",
     "evaluate_MIAs/intervals.py",
+    "evaluate_MIAs/n_and_t.py",
+    "evaluate_MIAs/overhead.py",
+    "evaluate_MIAs/training_cost.py",
     "evaluate_MIAs/worst_case.py",
 )
 EVALUATE = "synthetic/evaluate_MIAs/evaluate_mia.sh"

@@ -63,7 +63,7 @@ def test_the_target_is_asked_as_the_other_attacks_ask_it(defense: str, copied_dr
     sides = collect(run, "undefended", "clean", load_target(run, "undefended", "clean", target_classifier(run)), split)
     bare = []
     for selector in (None, Selector("3"), Selector("1", 0.5, 1.0)):
-        got = model_phi(run, defense, "clean", Queries(split, asked, selector, StoredCandidates(run)), False)
+        (got,) = model_phi(run, defense, "clean", Queries(split, asked, [selector], StoredCandidates(run)), False)
         expected = []
         for name, side in sides.as_dict().items():
             logits = side.original if selector is None else selector.release(side.candidates, side.original)
@@ -75,13 +75,55 @@ def test_the_target_is_asked_as_the_other_attacks_ask_it(defense: str, copied_dr
         assert (np.abs(got - np.concatenate(bare[-2:])).max() > 0.1) == (defense == "memguard")
 
 
+def test_all_scenarios_share_what_a_model_is_asked(copied_drawn: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they get the answers that each gets alone, and no candidate is classified twice."""
+    run = tiny_run(copied_drawn, tiny, "diffence.fallback=reorder")
+    split, asked = load_split(run), np.arange(40, 90)
+    monkeypatch.setattr(shadow_attacks, "DRAWS", 1)
+    looked_up: list[tuple[int, int]] = []
+
+    class Counted(StoredCandidates):
+        def __call__(self, images: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+            looked_up.extend(zip(queries.tolist(), numbers.tolist(), strict=True))
+            return super().__call__(images, queries, numbers)
+
+    def ask(*selectors: Selector | None) -> Floats:
+        for path in run.outputs_dir.glob("*-phi-*"):
+            path.unlink()
+        looked_up.clear()
+        return model_phi(run, "undefended", "clean", Queries(split, asked, selectors, Counted(run)), False)
+
+    selectors = (
+        None,
+        Selector("1", -1.7, -1.4, "reorder"),
+        Selector("2", -1.8, -1.2, "reorder"),
+        Selector("3"),
+        Selector("average"),
+    )
+    alone, counts = [], []
+    for selector in selectors:
+        alone.append(ask(selector)[0])
+        counts.append(len(looked_up))
+    assert counts[0] == 0 and counts[3] < counts[2] <= counts[1] < counts[4] == 4 * 100  # N = 4
+    assert len({values.tobytes() for values in alone}) == 5
+    np.testing.assert_allclose(ask(*selectors), np.stack(alone), atol=1e-4)
+    assert len(looked_up) == len(set(looked_up)) == counts[4]
+    np.testing.assert_allclose(ask(*selectors[:4]), np.stack(alone[:4]), atol=1e-4)
+    assert len(looked_up) == len(set(looked_up)) < counts[1] + counts[2] + counts[3]
+    kept = len(looked_up)
+    again = model_phi(run, "undefended", "clean", Queries(split, asked, selectors[:4], Counted(run)), False)
+    np.testing.assert_allclose(again, np.stack(alone[:4]), atol=1e-4)
+    assert len(looked_up) == kept  # stored
+
+
 def test_kept_answers_serve_the_same_question_alone(copied_drawn: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another interval, N, set of images or other weights is another question; the same one is not classified again."""
     run = tiny_run(copied_drawn, tiny)
     split, asked = load_split(run), np.arange(40, 90)
 
     def ask(selector: Selector | None, asked: np.ndarray = asked, run: Run = run) -> Floats:
-        return model_phi(run, "undefended", "clean", Queries(split, asked, selector, StoredCandidates(run)), False)
+        queries = Queries(split, asked, [selector], StoredCandidates(run))
+        return model_phi(run, "undefended", "clean", queries, False)[0]
 
     low, high = Selector("1", -4.0, -3.0), Selector("1", 0.5, 1.0)
     first, other = ask(high), ask(low)
@@ -108,7 +150,7 @@ def test_a_mirrored_question_is_about_the_image_flipped_left_to_right(copied_dra
     split, asked = load_split(run), np.arange(40, 60)
     model = load_target(run, "undefended", "clean", target_classifier(run))
     plain, got = (
-        model_phi(run, "undefended", "clean", Queries(split, asked, None, StoredCandidates(run)), mirrored)
+        model_phi(run, "undefended", "clean", Queries(split, asked, [None], StoredCandidates(run)), mirrored)[0]
         for mirrored in (False, True)
     )
     assert (got != plain).all()
@@ -200,13 +242,13 @@ def planted_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: bool
 
     def planted(run: Run, *arguments: Any) -> Floats:
         if run.shadow is None:
-            return targets + MIRRORED_SHIFT * arguments[3]
+            return targets[None] + MIRRORED_SHIFT * arguments[3]
         model, asked = run.shadow[0], torch.from_numpy(arguments[2].index)
         images = names(split.members.take(asked)) + names(split.non_members.take(asked))
-        return np.array([2.0 * (image in trained[model]) + (1 if model < 2 else -1) for image in images])
+        return np.array([[2.0 * (image in trained[model]) + (1 if model < 2 else -1) for image in images]])
 
     monkeypatch.setattr(shadow_attacks, "model_phi", planted)
-    found = shadow_attacks.shadow_scores(run, "undefended", "clean", split, pools, None)
+    (found,) = shadow_attacks.shadow_scores(run, "undefended", "clean", split, pools, [None])
     known, scored = slice(8), slice(8, 18)  # of the 18 points of a side that are asked about
     sides = Pair(targets[:18], targets[18:])
     return found, Scores(sides.map(lambda side: side[scored]), sides.map(lambda side: side[known]))

@@ -75,7 +75,7 @@ def draw_all(run: Run, split: Split, protocol: str, mirrored: bool = False) -> N
     with tqdm(total=len(missing) * SHARD, desc="candidates", unit="image", smoothing=0.05, disable=None) as progress:
         for side, start in missing:
             positions = _shard_positions(run, side, start)
-            candidates = _draw(run, reconstruct, examples[side], side, positions, mirrored)
+            candidates = draw_shard(run, reconstruct, examples[side], side, positions, mirrored)
             save_array(_shard_path(run, side, start, mirrored), candidates)
             progress.update(SHARD)
 
@@ -114,8 +114,8 @@ def candidates_dir(run: Run) -> Path:
     return run.candidates_dir / f"t{config.t}-steps{config.steps}-{config.forward}"
 
 
-def _draw(
-    run: Run, reconstruct: DiffusionReconstructor, examples: Examples, side: str, positions: range, mirrored: bool
+def draw_shard(
+    run: Run, reconstruct: DiffusionReconstructor, examples: Examples, side: str, positions: range, mirrored: bool = False
 ) -> np.ndarray:
     """The N candidates of the images at `positions`: float16 [b, N, 3, H, W]."""
     images = examples.pixels(slice(positions.start, positions.stop)).to(run.device)

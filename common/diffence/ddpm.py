@@ -7,6 +7,7 @@ their reconstructions (Fig. 1).
 """
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,13 @@ class Padded(nn.Module):
         return (self.unet(x, timestep, return_dict=False)[0][..., :height, :width],)
 
 
-def train_ddpm(run: Run, members: Examples) -> Path:
-    """Train the diffusion model and return its folder.
+def training_images(run: Run, split: Split) -> Examples:
+    """The images of the diffusion model: the members, and with `ddpm.reference` the reference images (paper Appendix A-C)."""
+    return split.members.followed_by(split.reference) if run.config.ddpm.reference else split.members
+
+
+def train_ddpm(run: Run, images: Examples) -> Path:
+    """Train the diffusion model on `images` and return its folder.
 
     A training that was killed continues, and a model that is trained already stays. Raises UserError where they are damaged or
     were made under other settings.
@@ -87,7 +93,7 @@ def train_ddpm(run: Run, members: Examples) -> Path:
         load_unet(run)  # raises where it was trained under other settings
         return folder
     torch.manual_seed(derive_seed("ddpm weights", run.seed))
-    unet = build_unet(config, members.images.shape[2:]).to(run.device, memory_format=torch.channels_last).train()
+    unet = build_unet(config, images.images.shape[2:]).to(run.device, memory_format=torch.channels_last).train()
     ema = EMAModel(unet.parameters(), decay=config.ema_decay)
     optimizer = torch.optim.Adam(unet.parameters(), config.lr)
     resume, step, losses = folder / "resume.pt", 0, []
@@ -99,18 +105,21 @@ def train_ddpm(run: Run, members: Examples) -> Path:
         optimizer.load_state_dict(saved["optimizer"])
         step, losses = saved["done"], saved["losses"]
     ema.to(run.device)
-    members, network = members.to(run.device), Padded(unet)
+    images, network = images.to(run.device), Padded(unet)
+    started = time.perf_counter()  # of the work since the last line of the log
     with tqdm(total=config.steps, initial=step, desc="diffusion model", unit="step", smoothing=0.05, disable=None) as progress:
         loss_sum = torch.zeros((), device=run.device)  # over the steps since the last line of the log
         while step < config.steps:
-            loss_sum += ddpm_step(network, optimizer, members, config, derive_seed("ddpm step", run.seed, step), step)
+            loss_sum += ddpm_step(network, optimizer, images, config, derive_seed("ddpm step", run.seed, step), step)
             ema.step(unet.parameters())
             step += 1
             progress.update()
             if step % config.save_every == 0 or step == config.steps:
                 mean_loss = loss_sum.item() / (step % config.save_every or config.save_every)
                 loss_sum.zero_()
-                losses.append([step, mean_loss])
+                now = time.perf_counter()
+                losses.append([step, mean_loss, now - started])
+                started = now
                 progress.set_postfix_str(f"loss {mean_loss:.4f}")
                 state: dict[str, Any] = {"unet": unet.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"average": ema.state_dict(), "settings": settings, "done": step, "losses": losses}
@@ -157,16 +166,17 @@ def _save(unet: UNet2DModel, folder: Path, settings: dict[str, Any], losses: lis
 
     The folder counts as complete once it has a settings.json, which is therefore written last.
     """
-    pd.DataFrame(losses, columns=["step", "loss"]).to_csv(folder / "log.csv", index=False)
+    # A checkpoint of version 0.2 has lines without seconds.
+    pd.DataFrame(losses, columns=["step", "loss", "seconds"]).to_csv(folder / "log.csv", index=False)
     shutil.rmtree(folder / "unet", ignore_errors=True)
     unet.save_pretrained(folder / "unet")
     write_json(folder / "unet" / "settings.json", settings)
 
 
 def ddpm_settings(run: Run) -> dict[str, Any]:
-    """Everything that the diffusion model depends on. How often it is saved is not part of it."""
+    """Everything that the diffusion model depends on. Its name and how often it is saved are not part of it."""
     config = run.config.as_dict()
-    ddpm = {key: value for key, value in config["ddpm"].items() if key != "save_every"}
+    ddpm = {key: value for key, value in config["ddpm"].items() if key not in ("name", "save_every")}
     return {
         "dataset": run.dataset,
         "seed": run.target_seed,

@@ -66,9 +66,14 @@ def _logits(run: Run, defense: str, classifier: nn.Module, side: str, examples: 
             done += len(shard)
             progress.update(len(shard))
     for logits in (original, candidates):
-        if not np.isfinite(logits).all():
-            raise UserError(f"the classifier {model_path(run, defense)} returns NaN or infinite logits: train it again.")
+        refuse_infinite(run, defense, logits)
     return {"original": original, "candidates": candidates, "labels": examples.labels[:count].numpy()}
+
+
+def refuse_infinite(run: Run, defense: str, logits: np.ndarray) -> None:
+    """Raise UserError where a logit of a defense's classifier is NaN or infinite."""
+    if not np.isfinite(logits).all():
+        raise UserError(f"the classifier {model_path(run, defense)} returns NaN or infinite logits: train it again.")
 
 
 @torch.inference_mode()

@@ -56,22 +56,24 @@ def evaluate(run: Run, defense: str, protocol: str, scenarios: list[str]) -> lis
     model = load_defended_model(run, defense, protocol)
     collected = collect(run, defense, protocol, model.classifier, split)
     folder = run.results_dir(protocol)
+    all_defended = [defend(run, model, collected, pools, scenario) for scenario in (None, *scenarios)]
+    # Attacks with shadow models come first: they train nothing, so that a missing shadow model is reported at once.
+    all_by_shadows: list[dict[str, Scores]] = [{} for _ in all_defended]
+    if run.config.attack.shadows:
+        selectors = [defended.selector for defended in all_defended]
+        all_by_shadows = shadow_scores(run, defense, protocol, split, pools, selectors)
     title = f"{title_of(DATASET_TITLES, run.dataset)}, {title_of(DEFENSE_TITLES, defense)}"
     rows, defended_by_scenario = [], {}
-    for scenario in (None, *scenarios):
-        defended = defend(run, model, collected, pools, scenario)
-        # Attacks with shadow models come first: they train nothing, so that a missing shadow model is reported at once.
-        shadows = run.config.attack.shadows
-        by_shadows = shadow_scores(run, defense, protocol, split, pools, defended.selector) if shadows else {}
+    for defended, by_shadows in zip(all_defended, all_by_shadows, strict=True):
         scores = attack(run, pools, defended, protocol) | by_shadows
         null = attack_null(run, defense, pools, defended, protocol)
         null |= {name: shuffled_scores(by_shadows[name], derive_seed("null", name, run.seed)) for name in by_shadows}
         row = row_facts(run, defense, protocol, defended, collected, pools)
         row |= measure(scores, null, protocol, run.config.attack)
         write_result(folder, row, scores)
-        draw_roc(folder / f"{result_name(row)}_roc.png", f"{title}, {DIFFENCE_TITLES[scenario]}", scores)
+        draw_roc(folder / f"{result_name(row)}_roc.png", f"{title}, {DIFFENCE_TITLES[defended.scenario]}", scores)
         rows.append(row)
-        defended_by_scenario[scenario] = defended
+        defended_by_scenario[defended.scenario] = defended
     logits = {DIFFENCE_TITLES[key]: each.outputs.map(attrgetter("logits")) for key, each in defended_by_scenario.items()}
     draw_phi(folder / f"{defense}_phi.png", title, logits)
     predictions = {key: scored_outputs(each, pools).non_members for key, each in defended_by_scenario.items()}

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import ROOT
+from common.config import with_defaults
 from common.data.partition import partition_settings
 from common.defenses import DEFENSES
 from common.diffence.candidates import candidate_settings, candidates_dir, missing_shards
 from common.diffence.ddpm import ddpm_settings
 from common.experiments.shadow_models import shadow_run
+from common.experiments.variants import VARIANTS, run_of
 from common.files import differences, read_json
 from common.report.rows import result_file
 from common.run import Run
@@ -20,6 +22,7 @@ from common.training.loop import checkpoint_facts
 from common.training.targets import model_path, settings_of
 
 MISSING, DONE, OTHER = "missing", "done", "made under other settings"
+TOGETHER = ("n_and_t",)  # experiments that are one job for all defenses, which share what it draws
 MAKER = "the job that makes it"  # what a message names as the remedy for a damaged product
 
 
@@ -40,18 +43,28 @@ class Job:
 
 @dataclass
 class Plan:
-    """The jobs of one data set, each after those that it needs."""
+    """The jobs of one data set, each after those that it needs.
+
+    variant: what its jobs are called after the data set, for a plan under other settings that adds to the jobs of the first.
+    """
 
     run: Run
     jobs: list[Job] = field(default_factory=list)
+    variant: str = ""
 
-    def add(self, what: str, command: str, needs: Sequence[str], state: Callable[[], str]) -> str:
-        """Add the job `what`, whose command is a script of the data set's folder with its arguments. Returns its name."""
-        run = self.run
+    def add(self, what: str, command: str, needs: Sequence[str], state: "partial[str]") -> str:
+        """Add the job `what`, whose command is a script of the data set's folder with its arguments. Returns its name.
+
+        A job with the same product may be in the plan already, under other settings that do not matter to it. It is taken.
+        """
+        for job in self.jobs:
+            if isinstance(job.state, partial) and (job.state.func, job.state.args) == (state.func, state.args):
+                return job.name
+        run, what = self.run, f"{self.variant} {what}".strip()
         interpreter, script, *arguments = command.split()
         words = [interpreter, f"{run.dataset}/{script}", *arguments, "--profile", run.profile]
         words += [word for override in run.overrides for word in ("--set", override)]
-        if what != "partition":  # which depends on neither
+        if script != "data_partition.py":  # which depends on neither
             words += ["--seed", str(run.seed), "--device", str(run.device)]
         log = ROOT / "logs" / run.dataset / f"{run.profile_name}-seed{run.seed}" / f"{what.replace(' ', '-')}.log"
         self.jobs.append(Job(f"{run.dataset} {what}", tuple(words), tuple(needs), state, log))
@@ -67,16 +80,16 @@ class Plan:
         ]
         return self.add(f"train {defense}", command, [partition, *needed, *parts], self._trained(self.run, defense))
 
-    def train_shadows(self, defense: str, partition: str) -> list[str]:
-        """Add the training of `attack.shadows` shadow models of a defense."""
+    def train_shadows(self, defense: str, partition: str, needed: Sequence[Sequence[str]]) -> list[str]:
+        """Add the training of `attack.shadows` shadow models of a defense, each after those of the defenses that it needs."""
         names = []
         for i in range(self.run.config.attack.shadows):
-            needs = [partition, *(f"{self.run.dataset} shadow {needed} {i}" for needed in DEFENSES[defense].needs)]
+            needs = [partition, *(shadows[i] for shadows in needed)]
             command = f"python train_shadows.py --defense {defense} --index {i}"
             names.append(self.add(f"shadow {defense} {i}", command, needs, self._trained(shadow_run(self.run, i), defense)))
         return names
 
-    def _trained(self, run: Run, defense: str) -> Callable[[], str]:
+    def _trained(self, run: Run, defense: str) -> "partial[str]":
         return partial(model_state, model_path(run, defense), settings_of(run, defense))
 
 
@@ -85,9 +98,23 @@ def plan_jobs(
 ) -> list[Job]:
     """The jobs of one data set. Each defense is trained and evaluated before the next one in `defenses`.
 
-    `attack.shadows` of the run's config says how many shadow models of each defense are in the plan.
+    `attack.shadows` of the run's config says how many shadow models of each defense are in the plan. The variants among the
+    `experiments` come last, each with the defenses of its table or figure.
     """
     plan = Plan(run)
+    _add_evaluations(plan, defenses, scenarios, protocol, [name for name in experiments if name not in VARIANTS])
+    for variant in [variant for name in experiments if name in VARIANTS for variant in VARIANTS[name](run)]:
+        asked = [defense for defense in defenses if defense in variant.defenses]
+        other = Plan(run_of(variant, run), plan.jobs, variant.name)
+        _add_evaluations(other, asked, variant.scenarios or scenarios, protocol, [])
+    return plan.jobs
+
+
+def _add_evaluations(
+    plan: Plan, defenses: Sequence[str], scenarios: Sequence[str], protocol: str, experiments: Sequence[str]
+) -> None:
+    """Add the evaluation of each defense, everything that it needs, and the `experiments` that are scripts."""
+    run = plan.run
     manifest, diffusion = run.partition_dir / "manifest.json", run.ddpm_dir / "unet" / "settings.json"
     partition = plan.add("partition", "python data_partition.py", [], partial(json_state, manifest, partition_settings(run)))
     ddpm_command = "python diff_defense/train_ddpm.py"
@@ -95,24 +122,31 @@ def plan_jobs(
     drawing = f"python diff_defense/draw_candidates.py --protocol {protocol}"
     candidates = plan.add("candidates", drawing, [ddpm], partial(candidates_state, run, protocol))
     trained: dict[str, str] = {}
+    shadows: dict[str, list[str]] = {}
+    evaluated: dict[str, str] = {}
     for defense in with_needed(defenses):
-        trained[defense] = plan.train(defense, partition, [trained[needed] for needed in DEFENSES[defense].needs])
-        shadows = plan.train_shadows(defense, partition)
+        needed = DEFENSES[defense].needs
+        trained[defense] = plan.train(defense, partition, [trained[name] for name in needed])
+        shadows[defense] = plan.train_shadows(defense, partition, [shadows[name] for name in needed])
         if defense not in defenses:
             continue
         options = f"--defense {defense} --protocol {protocol} --scenario {' '.join(scenarios)}"
         names = [result_file(defense, scenario) for scenario in (None, *scenarios)]
         rows = [run.results_dir(protocol) / f"{name}.json" for name in names]
-        evaluated = plan.add(
+        evaluated[defense] = plan.add(
             f"evaluate {defense}",
             f"bash evaluate_MIAs/evaluate_mia.sh {options}",
-            [candidates, trained[defense], *shadows],
+            [candidates, trained[defense], *shadows[defense]],
             partial(rows_state, rows, run),
         )
         for kind in experiments:
-            command = f"python evaluate_MIAs/{kind}.py --defense {defense}"
-            plan.add(f"{kind} {defense}", command, [evaluated], partial(experiment_state, kind, defense, run))
-    return plan.jobs
+            if kind not in TOGETHER:
+                command = f"python evaluate_MIAs/{kind}.py --defense {defense}"
+                plan.add(f"{kind} {defense}", command, [evaluated[defense]], partial(experiment_state, kind, [defense], run))
+    for kind in experiments:
+        if kind in TOGETHER:
+            command = f"python evaluate_MIAs/{kind}.py --defense {' '.join(evaluated)}"
+            plan.add(kind, command, [*evaluated.values()], partial(experiment_state, kind, [*evaluated], run))
 
 
 def with_needed(defenses: Sequence[str]) -> list[str]:
@@ -143,13 +177,19 @@ def model_state(path: Path, wanted: dict[str, Any]) -> str:
 def rows_state(paths: Sequence[Path], run: Run) -> str:
     """The state of an evaluation. Rows made under other settings count as missing: evaluating again costs little."""
     rows = [read_json(path, MAKER) for path in paths if path.is_file()]
-    return DONE if len(rows) == len(paths) and all(row["config"] == run.config.as_dict() for row in rows) else MISSING
+    return DONE if len(rows) == len(paths) and all(_same_config(row, run) for row in rows) else MISSING
 
 
-def experiment_state(kind: str, defense: str, run: Run) -> str:
-    """The state of a further experiment: DONE where any row of it was made under these settings."""
-    rows = [read_json(path, MAKER) for path in run.results_dir("clean").glob(f"{kind}-{defense}-*.json")]
-    return DONE if any(row["defense"] == defense and row["config"] == run.config.as_dict() for row in rows) else MISSING
+def experiment_state(kind: str, defenses: Sequence[str], run: Run) -> str:
+    """The state of a further experiment: DONE where any row of each defense was made under these settings."""
+    rows = [read_json(path, MAKER) for path in run.results_dir("clean").glob(f"{kind}-*.json")]
+    made = {row["defense"] for row in rows if _same_config(row, run)}
+    return DONE if made.issuperset(defenses) else MISSING
+
+
+def _same_config(row: dict[str, Any], run: Run) -> bool:
+    """Whether a row was made under the run's config. Settings that are newer than the row had their defaults."""
+    return with_defaults(row["config"]) == run.config.as_dict()
 
 
 def _compare(stored: Any, wanted: dict[str, Any]) -> str:

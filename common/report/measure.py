@@ -7,7 +7,7 @@ import numpy as np
 from common.attacks import Outputs, Scores
 from common.attacks.shadow import population_warnings
 from common.config import Attack
-from common.metrics.calibration import ece, nll
+from common.metrics.calibration import calibration_bins, ece, nll
 from common.metrics.privacy import attack_report, pool_warnings
 from common.pair import Pair
 
@@ -77,12 +77,19 @@ def utility(outputs: Pair[Outputs], original: Pair[np.ndarray]) -> dict[str, Any
     - label_agreement: the share of members, and of non-members, whose released label is that of the classifier, 0..1
     - ece: expected calibration error in 10 bins (Eq. 6), 0..1
     - nll: mean negative log-likelihood of the true label, in nats
+    - bins: the 10 bins of a reliability diagram (Figure 6), with counts, mean confidence and accuracy, null in empty bins
     """
     test = outputs.non_members
+    bins = calibration_bins(test.probabilities, test.labels)
+    means = {"confidence": bins.confidence, "accuracy": bins.accuracy}
     agreement = outputs.map(lambda side, logits: float((side.logits.argmax(1) == logits.argmax(1)).mean()), original)
     return {
         "accuracy": float((test.logits.argmax(1) == test.labels).mean()),
         "label_agreement": agreement.as_dict(),
         "ece": ece(test.probabilities, test.labels),
         "nll": nll(test.logits, test.labels),
+        "bins": {
+            "counts": [int(count) for count in bins.counts],
+            **{name: [None if np.isnan(mean) else float(mean) for mean in values] for name, values in means.items()},
+        },
     }
