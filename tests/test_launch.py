@@ -279,6 +279,6 @@ def test_a_stopped_launcher_stops_its_jobs_and_the_next_continues(workspace: Pat
     assert process.returncode == 130, output
     with pytest.raises(ProcessLookupError):  # nothing of the group is left
         os.killpg(process.pid, 0)
-    assert not list((tree / "synthetic").rglob("undefended.pt"))
+    assert not list((tree / "synthetic" / "final-all-models" / "tiny" / "seed3").rglob("undefended.pt"))
     finished = run_script(tree, *command)
     assert finished.code == 0, finished
