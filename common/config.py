@@ -24,6 +24,9 @@ PROTOCOLS = ("clean", "released")
 SCENARIOS = ("1", "2", "3", "average")
 Fallback = Literal["original", "reorder"]
 
+# Settings that did not exist when the first rows and checkpoints were made (`Config.as_dict`).
+NEWER = (("data", "image_size"), ("data", "canaries"), ("ddpm", "name"), ("ddpm", "reference"), ("diffence", "fallback"))
+
 
 def require(condition: bool, sentence: str) -> None:
     """Raise UserError with `sentence` unless `condition` is true."""
@@ -203,12 +206,12 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """A nested dict of plain values, for checkpoints and rows.
 
-        `data.image_size`, `ddpm.name` and `ddpm.reference` are in it only where they are set, so that what was made before
-        these keys existed counts as the same.
+        The settings of NEWER are in it only where they differ from their defaults, so that what was made before they existed
+        counts as the same.
         """
-        content = dataclasses.asdict(self)
-        for section, key in (("data", "image_size"), ("ddpm", "name"), ("ddpm", "reference")):
-            if not content[section][key]:
+        content, defaults = dataclasses.asdict(self), dataclasses.asdict(Config())
+        for section, key in NEWER:
+            if content[section][key] == defaults[section][key]:
                 del content[section][key]
         return content
 

@@ -129,7 +129,10 @@ def test_kept_answers_serve_the_same_question_alone(copied_drawn: Path, tiny: Pa
     first, other = ask(high), ask(low)
     assert (first != other).any()
     np.testing.assert_array_equal(ask(high), first)
-    fewer = replace(run, config=replace(run.config, diffence=replace(run.config.diffence, n=1)))
+    fewer = replace(run, config=replace(run.config, diffence=replace(run.config.diffence, n=1)))  # more have no match
+    kept, reordered = (ask(replace(high, fallback=fallback), run=fewer) for fallback in ("original", "reorder"))
+    assert (kept != reordered).any()
+    np.testing.assert_array_equal(ask(high), first)
     assert (ask(high, run=fewer) != first).any()
     everything = ask(None, np.arange(100))
     for others in (asked, np.append(30, asked[1:]), asked, np.append(asked[:-1], 95), asked, np.append(asked[0], asked[2:])):

@@ -76,7 +76,7 @@ def test_a_row_that_is_older_than_a_setting_is_done(tmp_path: Path) -> None:
     run = with_options(Run(tmp_path / "synthetic", "small", Config(), 0, torch.device("cpu")))
     *_, job = plan_jobs(run, ["hamp"], ["1"], "clean", ["intervals"])
     path, config = run.results_dir("clean") / "intervals-hamp-n30-t160.json", run.config.as_dict()
-    for section, key in (("data", "canaries"), ("diffence", "fallback")):
+    for section, key in (("train", "bf16"), ("diffence", "stable")):
         del config[section][key]
     for expected, changed in ((DONE, {}), (MISSING, {"fallback": "reorder"}), (MISSING, {"no_longer": 1})):
         write_json(path, {"defense": "hamp", "config": config | {"diffence": config["diffence"] | changed}})

@@ -72,6 +72,9 @@ def test_planting_changes_the_labels_of_canaries_and_nothing_else() -> None:
 def test_models_with_canaries_are_other_models_on_the_same_partition(trained: Path, tiny: Path) -> None:
     plain, planted = (tiny_run(trained, tiny, *change) for change in ([], ["data.canaries=5"]))
     assert partition_settings(plain) == partition_settings(planted)
+    rows = plain.config.as_dict()  # as before there were canaries
+    assert "canaries" not in rows["data"] and "fallback" not in rows["diffence"]
+    assert planted.config.as_dict()["data"]["canaries"] == 5
     assert settings_of(plain, "undefended") == settings_of(planted, "undefended")  # the target has no canaries
     shadow, other = shadow_run(plain, 0), shadow_run(planted, 0)
     assert "canaries" not in settings_of(shadow, "undefended")

@@ -107,6 +107,8 @@ def model_phi(run: Run, defense: str, protocol: str, queries: Queries, mirrored:
         if selector is not None:
             interval = {"interval": [selector.low, selector.high], "n": run.config.diffence.n}
             settings = common | interval | candidate_settings(run)
+            if selector.fallback != "original":  # which answers of version 0.2 do not name
+                settings |= {"fallback": selector.fallback}
         places[selector] = run.outputs_dir / f"{defense}-{protocol}-phi-{name}{'-mirrored' if mirrored else ''}.npz", settings
     known: dict[Selector | None, Floats] = {}
     for selector, (path, settings) in places.items():

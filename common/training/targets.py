@@ -63,7 +63,7 @@ def settings_of(run: Run, name: str) -> dict[str, Any]:
         "train": config["train"],
         "options": config["defenses"].get(name, {}) | ANSWER_OPTIONS.get(name, {}),
         **({"shadow": list(run.shadow)} if run.shadow else {}),
-        **({"canaries": config["data"]["canaries"]} if run.shadow and config["data"]["canaries"] else {}),
+        **({"canaries": run.config.data.canaries} if run.shadow and run.config.data.canaries else {}),
     }
 
 
