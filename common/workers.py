@@ -61,7 +61,8 @@ def run_jobs(jobs: Sequence[Job], minutes: float = float("inf"), workers: int = 
                 else:
                     running[pool.submit(in_slot, job)] = job
             progress.set_postfix_str(", ".join(job.name for job in running.values()))
-            for ended in wait(running, return_when=FIRST_COMPLETED).done:
+            # With a timeout, because Ctrl-C that another thread receives, as while it starts a process, does not end the wait.
+            for ended in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                 job = running.pop(ended)
                 states[job.name] = ended.result()
                 progress.update()
