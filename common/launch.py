@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     parser.add_argument("--defenses", nargs="+", help=f"in this order (default: {' '.join(PRIORITY)}, then all others)")
     parser.add_argument("--scenario", nargs="+", default=["1", "2", "3"], help="of Diffence (default: 1 2 3)")
     parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
+    parser.add_argument("--seeds", type=int, default=1, help="models of that many seeds, from --seed on (default: 1)")
     parser.add_argument("--shadows", type=int, help="also LiRA and RMIA, with this many shadow models of each defense")
     parser.add_argument(
         "--experiments",
@@ -58,6 +60,7 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the commands and their states, and run nothing")
     parsed = parser.parse_args(arguments)
     require(parsed.workers > 0, f"--workers must be at least 1, not {parsed.workers}.")
+    require(parsed.seeds > 0, f"--seeds must be at least 1, not {parsed.seeds}.")
     from common.data import DATASETS
     from common.defenses import DEFENSES, with_options
     from common.experiments.plan import plan_jobs
@@ -75,7 +78,12 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
             check_name(kind, name, known)
     parsed.set += [f"attack.shadows={parsed.shadows}"] if parsed.shadows is not None else []
     runs = [with_options(open_run(ROOT / dataset, parsed)) for dataset in parsed.datasets]
-    jobs = [job for run in runs for job in plan_jobs(run, defenses, parsed.scenario, parsed.protocol, parsed.experiments)]
+    seeds = range(parsed.seed, parsed.seed + parsed.seeds)
+    plans = [
+        plan_jobs([replace(run, seed=seed) for seed in seeds], defenses, parsed.scenario, parsed.protocol, parsed.experiments)
+        for run in runs
+    ]
+    jobs = [job for plan in plans for job in plan]
     if parsed.dry_run:
         print_plan(jobs)
         return

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, Call, refusal, run_script, script_environment, tiny_run
 
 from common import launch
-from common.config import Attack, Config
+from common.config import Attack, Config, load_config
 from common.defenses import DEFENSES, with_options
 from common.experiments.plan import DONE, MISSING, OTHER, Job, plan_jobs
 from common.experiments.shadow_models import shadow_run
@@ -28,7 +28,7 @@ from common.workers import only_launcher, run_jobs, slot_environment
 
 def planned(folder: Path, *defenses: str) -> list[Job]:
     run = with_options(Run(folder / "synthetic", "small", Config(), 0, torch.device("cpu")))
-    return plan_jobs(run, defenses, ["1", "3"], "clean")
+    return plan_jobs([run], defenses, ["1", "3"], "clean")
 
 
 def test_every_job_comes_after_those_it_needs(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_order_of_the_defenses_is_the_order_of_the_plan(tmp_path: Path) -> N
 def test_shadow_models_and_experiments_join_the_plan(tmp_path: Path) -> None:
     config = Config(attack=Attack(shadows=4))
     run = with_options(Run(tmp_path / "synthetic", "small", config, 0, torch.device("cpu"), ("attack.shadows=4",)))
-    plan = plan_jobs(run, ["memguard"], ["1"], "clean", ["label_only"])
+    plan = plan_jobs([run], ["memguard"], ["1"], "clean", ["label_only"])
     jobs = {job.name.removeprefix("synthetic "): job for job in plan}
     shadows = [f"shadow {name} {i}" for name in ("undefended", "memguard") for i in range(4)]
     assert [name for name in jobs if name.startswith("shadow")] == shadows
@@ -82,7 +82,7 @@ def test_a_shadow_model_and_a_row_are_found(tmp_path: Path) -> None:
     """Done is what was made under these settings, by this defense: `dpsgd-private` is not `dpsgd`."""
     config = Config(attack=Attack(shadows=4))
     run = with_options(Run(tmp_path / "synthetic", "small", config, 0, torch.device("cpu")))
-    jobs = {job.name.removeprefix("synthetic "): job for job in plan_jobs(run, ["dpsgd"], ["1"], "clean", ["label_only"])}
+    jobs = {job.name.removeprefix("synthetic "): job for job in plan_jobs([run], ["dpsgd"], ["1"], "clean", ["label_only"])}
     assert {jobs[name].state() for name in ("shadow dpsgd 0", "label_only dpsgd")} == {MISSING}
     shadow = shadow_run(run, 0)
     save_checkpoint(model_path(shadow, "dpsgd"), {"settings": settings_of(shadow, "dpsgd")})
@@ -94,6 +94,24 @@ def test_a_shadow_model_and_a_row_are_found(tmp_path: Path) -> None:
     assert jobs["label_only dpsgd"].state() == MISSING
     write_json(run.results_dir("clean") / "label_only-dpsgd-5images-1steps.json", row | {"defense": "dpsgd"})
     assert jobs["label_only dpsgd"].state() == DONE
+
+
+def test_more_seeds_add_jobs_and_change_none() -> None:
+    """So a rerun with other seeds reuses what exists. All seeds share the partition, and nothing else."""
+    config = load_config(ROOT / "synthetic", "small", [])
+    run = with_options(Run(ROOT / "synthetic", "small", config, 0, torch.device("cpu")))
+    runs = [dataclasses.replace(run, seed=seed) for seed in range(3)]
+
+    def commands(count: int) -> list[tuple[str, ...]]:
+        return [job.command for job in plan_jobs(runs[:count], ["hamp"], ["1"], "clean", ["label_only", "stronger"])]
+
+    one, three = commands(1), commands(3)
+    assert three[: len(one)] == one and len(set(three)) == len(three) == 3 * (len(one) - 1) + 1
+    jobs = {job.name: job for job in plan_jobs(runs, ["hamp"], ["1"], "clean", ["stronger"])}
+    assert jobs["synthetic seed2 train hamp"].needs == ("synthetic partition",)
+    assert "synthetic seed2 train hamp" in jobs["synthetic seed2 evaluate hamp"].needs
+    assert jobs["synthetic seed2 train hamp"].command[-4:-2] == ("--seed", "2")
+    assert {"synthetic stronger ddpm", "synthetic seed1 stronger ddpm"} <= set(jobs)
 
 
 def fake(tmp_path: Path, name: str, code: int, *needs: str) -> Job:
@@ -153,6 +171,10 @@ def test_the_script(workspace: Path, tiny: Path) -> None:
     shown = run_script(workspace, "all-train-all.sh", *options, "--defenses", "undefended", "hamp")
     assert shown.code == 0, shown.err
     assert "train_defense.py --defense hamp" in shown.out and MISSING in shown.out
+    seeds = run_script(workspace, "all-train-all.sh", *options, "--defenses", "hamp", "--seed", "4", "--seeds", "2")
+    assert [f"--seed {seed} " in seeds.out for seed in range(3, 7)] == [False, True, True, False]
+    none = run_script(workspace, "all-train-all.sh", *options, "--seeds", "0")
+    assert none.code == 2 and "--seeds must be at least 1, not 0." in none.err
     wrong = run_script(workspace, "all-train-all.sh", *options, "--defenses", "hmap")
     assert wrong.code == 2 and "Did you mean 'hamp'" in wrong.err
 

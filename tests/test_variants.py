@@ -15,7 +15,7 @@ from common.run import Run
 
 def variant_jobs(folder: Path, *experiments: str, defenses: tuple[str, ...] = tuple(DEFENSES), shadows: int = 0) -> list[Job]:
     run = with_options(tiny_run(folder, Path("small"), *([f"attack.shadows={shadows}"] if shadows else [])))
-    return plan_jobs(run, defenses, ["1", "3"], "clean", experiments)
+    return plan_jobs([run], defenses, ["1", "3"], "clean", experiments)
 
 
 def test_a_variant_shares_what_its_settings_do_not_change(workspace: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_stronger_diffusion_model_lies_beside_the_profile_s(workspace: Path) -
 
 def test_one_job_measures_n_and_t_for_all_defenses(tmp_path: Path) -> None:
     run = with_options(Run(tmp_path / "synthetic", "small", Config(), 0, torch.device("cpu")))
-    *_, job = plan_jobs(run, ["hamp", "memguard"], ["1"], "clean", ["n_and_t", "overhead"])
+    *_, job = plan_jobs([run], ["hamp", "memguard"], ["1"], "clean", ["n_and_t", "overhead"])
     assert job.name == "synthetic n_and_t" and "--defense hamp memguard --" in shlex.join(job.command)
     assert set(job.needs) == {"synthetic evaluate hamp", "synthetic evaluate memguard"}
     row = {"defense": "hamp", "config": run.config.as_dict()}
@@ -74,7 +74,7 @@ def test_one_job_measures_n_and_t_for_all_defenses(tmp_path: Path) -> None:
 def test_a_row_that_is_older_than_a_setting_is_done(tmp_path: Path) -> None:
     """It lacks the setting, which then had its default. A row with another value is not done."""
     run = with_options(Run(tmp_path / "synthetic", "small", Config(), 0, torch.device("cpu")))
-    *_, job = plan_jobs(run, ["hamp"], ["1"], "clean", ["intervals"])
+    *_, job = plan_jobs([run], ["hamp"], ["1"], "clean", ["intervals"])
     path, config = run.results_dir("clean") / "intervals-hamp-n30-t160.json", run.config.as_dict()
     for section, key in (("train", "bf16"), ("diffence", "stable")):
         del config[section][key]

@@ -45,7 +45,8 @@ class Job:
 class Plan:
     """The jobs of one data set, each after those that it needs.
 
-    variant: what its jobs are called after the data set, for a plan under other settings that adds to the jobs of the first.
+    variant: what its jobs are called after the data set, for a plan under another seed or other settings that adds to the jobs
+    of the first.
     """
 
     run: Run
@@ -94,20 +95,24 @@ class Plan:
 
 
 def plan_jobs(
-    run: Run, defenses: Sequence[str], scenarios: Sequence[str], protocol: str, experiments: Sequence[str] = ()
+    runs: Sequence[Run], defenses: Sequence[str], scenarios: Sequence[str], protocol: str, experiments: Sequence[str] = ()
 ) -> list[Job]:
-    """The jobs of one data set. Each defense is trained and evaluated before the next one in `defenses`.
+    """The jobs of one data set, whose `runs` differ in the seed: everything of the first seed, then of the next.
 
-    `attack.shadows` of the run's config says how many shadow models of each defense are in the plan. The variants among the
-    `experiments` come last, each with the defenses of its table or figure.
+    Each defense is trained and evaluated before the next one in `defenses`. `attack.shadows` of the config says how many shadow
+    models of each defense are in the plan. The variants among the `experiments` come last, each with the defenses of its table
+    or figure.
     """
-    plan = Plan(run)
-    _add_evaluations(plan, defenses, scenarios, protocol, [name for name in experiments if name not in VARIANTS])
-    for variant in [variant for name in experiments if name in VARIANTS for variant in VARIANTS[name](run)]:
-        asked = [defense for defense in defenses if defense in variant.defenses]
-        other = Plan(run_of(variant, run), plan.jobs, variant.name)
-        _add_evaluations(other, asked, variant.scenarios or scenarios, protocol, [])
-    return plan.jobs
+    jobs: list[Job] = []
+    for run in runs:
+        seed = f"seed{run.seed} " if run.seed != runs[0].seed else ""
+        plan = Plan(run, jobs, seed.strip())
+        _add_evaluations(plan, defenses, scenarios, protocol, [name for name in experiments if name not in VARIANTS])
+        for variant in [variant for name in experiments if name in VARIANTS for variant in VARIANTS[name](run)]:
+            asked = [defense for defense in defenses if defense in variant.defenses]
+            other = Plan(run_of(variant, run), jobs, seed + variant.name)
+            _add_evaluations(other, asked, variant.scenarios or scenarios, protocol, [])
+    return jobs
 
 
 def _add_evaluations(
