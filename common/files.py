@@ -6,10 +6,12 @@ other settings is refused with one sentence that says what to do.
 
 import fcntl
 import functools
+import glob
 import hashlib
 import json
 import os
 import secrets
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +27,13 @@ from common.errors import UserError
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write(file)` on a temporary file beside `path`, then rename that file to `path`.
 
-    A reader sees the old content or the new content, never a part of it. Folders are made where they are missing.
+    A reader sees the old content or the new content, never a part of it. Folders are made where they are missing. Temporary
+    files that killed processes left for the same `path` are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The number of the process alone may repeat: on another machine that writes to the same disk.
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    _remove_abandoned(path)
+    # The machine is named, because others may write to the same disk, and only it knows whether its process is alive.
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with open(partial, "wb") as file:
             write(file)
@@ -38,6 +42,15 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files of `path` whose process, on this machine, is dead."""
+    name, host = glob.escape(path.name), glob.escape(socket.gethostname())
+    for partial in path.parent.glob(f".{name}.{host}-*-*.partial"):
+        process = int(partial.name.split("-")[-2])
+        if process != os.getpid() and not Path(f"/proc/{process}").exists():
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 """Files that outlive a run: written whole or not at all; refused by name where they are damaged or something else."""
 
 import json
+import multiprocessing
 import os
 import pickle
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -58,6 +61,34 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> 
     atomic_write(path, slowly)
     assert path.read_bytes() == b"new"
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    """And leaves alone what a living process is writing, and what belongs to another file."""
+    path = tmp_path / "file"
+
+    def in_another_process(write: Callable[[IO[bytes]], object]) -> "multiprocessing.process.BaseProcess":
+        writer = multiprocessing.get_context("fork").Process(target=atomic_write, args=(path, write))
+        writer.start()
+        return writer
+
+    killed = in_another_process(lambda file: os.kill(os.getpid(), signal.SIGKILL))
+    killed.join()
+    other = tmp_path / f".other{next(tmp_path.iterdir()).name.removeprefix('.file')}"
+    other.touch()
+    living = in_another_process(lambda file: time.sleep(600))
+    while not list(tmp_path.glob(f".file*-{living.pid}-*")):
+        time.sleep(0.01)
+    try:
+        atomic_write(path, lambda file: file.write(b"new"))
+        (partial,) = tmp_path.glob(".file*")
+        assert f"-{living.pid}-" in partial.name
+        assert path.read_bytes() == b"new" and other.exists()
+    finally:
+        living.kill()
+        living.join()
+    atomic_write(path, lambda file: file.write(b"newer"))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", other.name}
 
 
 def test_json_without_nan(tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""python -m benchmarks.kills: kill the whole plan of a tiny data set at random moments, and compare with an undisturbed run.
+
+`all-train-all.sh` runs in two copies of the source tree: every defense, shadow models, the diffusion model, candidates,
+evaluations and further experiments. In the second copy the launcher and its jobs are killed with -9, all at once, and started
+anew, again and again. In the end both copies must hold the same files. Weights, candidates, logits, scores and rows are compared
+bit for bit, without times, costs and commits. A kill that comes before anything progressed counts too. One thread each.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.cli import ROOT
+
+TINY = """
+data: {members: 240, reference: 240, non_members: 220, fit: 40, known: 60, scored: 100}
+model: {width: 4, depth: 1}
+train: {epochs: 3, batch_size: 64}
+ddpm: {channels: [8, 8], layers: 1, groups: 4, attention: [], dropout: 0.0, steps: 20, batch_size: 16, warmup: 5,
+  ema_decay: 0.9, flip: false, max_timestep: 160, save_every: 5}
+diffence: {n: 4, t: 100, js_bins: 10}
+attack: {nn_epochs: 3}
+defenses:
+  selena: {k: 3, l: 1}
+  advreg: {attack_batches: 2}
+  memguard: {epochs: 5, steps: 20, lr: 0.1}
+  dpsgd: {groups: 4}
+  dpsgd-private: {groups: 4}
+"""
+PLAN = "bash all-train-all.sh --datasets synthetic --profile tiny --shadows 2 --experiments intervals n_and_t --device cpu"
+LONGEST = 20.0  # seconds until a kill, at most
+FOLDERS = ("data", "final-all-models", "diff_defense", "evaluate_MIAs")
+UNEQUAL = {"time", "commit", "seconds", "cpu_s_per_image", "cpu_seconds", "path", "paths"}  # what two runs need not share
+
+
+def copy_tree(place: Path) -> Path:
+    """A copy of the source tree without anything that a run makes, and with the tiny profile."""
+    files = subprocess.run(
+        ["git", "ls-files", "common", "synthetic", "*.sh"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in files.stdout.split():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, place / name)
+    (place / "synthetic" / "configs" / "tiny.yaml").write_text(TINY)
+    return place
+
+
+def start(tree: Path) -> "subprocess.Popen[bytes]":
+    """The launcher in a process group of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(PLAN.split(), cwd=tree, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+
+
+def run_with_kills(tree: Path, kills: int, seed: int) -> int:
+    """Run the plan to its end, killing it up to `kills` times on the way. Returns how many kills met a running plan."""
+    moments = random.Random(seed)
+    for killed in range(kills):
+        process = start(tree)
+        try:
+            process.wait(timeout=moments.uniform(0, LONGEST))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        else:
+            require_success(process)
+            return killed
+        print(f"\r{killed + 1} kills", end="", flush=True)
+    process = start(tree)
+    process.wait()
+    require_success(process)
+    return kills
+
+
+def require_success(process: "subprocess.Popen[bytes]") -> None:
+    if process.returncode:
+        raise SystemExit(f"the plan failed with exit code {process.returncode}: see logs/ in its folder.")
+
+
+def digests(tree: Path) -> dict[str, str]:
+    """A digest of what every product of the plan says, by its path. Text and pictures follow from rows and are left out."""
+    paths = [path for folder in FOLDERS for path in sorted((tree / "synthetic" / folder).rglob("*")) if path.is_file()]
+    found = {str(path.relative_to(tree)): content(path) for path in paths}
+    return {name: hashlib.sha256(repr(told).encode()).hexdigest() for name, told in found.items() if told is not None}
+
+
+def content(path: Path) -> Any:
+    """What is compared of a file: None for a format that is not, the name alone for a temporary file."""
+    if path.suffix == ".partial":
+        return path.name
+    if path.suffix == ".pt":
+        return comparable(torch.load(path, weights_only=True))
+    if path.suffix == ".npz":
+        with np.load(path) as stored:
+            return {name: comparable(stored[name]) for name in sorted(stored.files) if name not in ("settings", "cpu")}
+    if path.suffix == ".npy":
+        return comparable(np.load(path))
+    if path.suffix == ".safetensors":
+        return path.read_bytes()
+    if path.suffix == ".json":
+        return comparable(json.loads(path.read_text()))
+    return None
+
+
+def comparable(value: Any) -> Any:
+    """A value in which every bit of an array counts, without UNEQUAL."""
+    if isinstance(value, torch.Tensor):
+        value = value.numpy()
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, np.ascontiguousarray(value).tobytes()
+    if isinstance(value, dict):
+        return {key: comparable(one) for key, one in sorted(value.items(), key=str) if key not in UNEQUAL}
+    if isinstance(value, list | tuple):
+        return [comparable(one) for one in value]
+    return value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="how many (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
+    parsed = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        whole, killed = (copy_tree(Path(name) / tree) for tree in ("whole", "killed"))
+        done, round_ = 0, 0
+        started = time.perf_counter()
+        process = start(whole)
+        process.wait()
+        require_success(process)
+        expected = digests(whole)
+        print(f"undisturbed: {time.perf_counter() - started:.0f} s, {len(expected)} files to compare")
+        while done < parsed.kills:
+            shutil.rmtree(killed)
+            copy_tree(killed)
+            done += run_with_kills(killed, parsed.kills - done, parsed.seed + round_)
+            round_ += 1
+            found = digests(killed)
+            differ = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+            if differ:
+                raise SystemExit(f"\nafter {done} kills {len(differ)} files differ: {', '.join(differ[:10])}")
+    print(f"\n{done} kills over {round_} whole plan(s): {len(expected)} files are the same, and no temporary file is left")
+
+
+if __name__ == "__main__":
+    main()
