@@ -2,8 +2,8 @@
 
 `all-train-all.sh` runs in two copies of the source tree: every defense, shadow models, the diffusion model, candidates,
 evaluations and further experiments. In the second copy the launcher and its jobs are killed with -9, all at once, and started
-anew, again and again. In the end both copies must hold the same files. Weights, candidates, logits, scores and rows are compared
-bit for bit, without times, costs and commits. A kill that comes before anything progressed counts too. One thread each.
+anew, again and again. In the end both copies must hold the same files. Weights, candidates, logits, scores and rows must be
+the same bit for bit, without times, costs and commits. A kill before anything progressed counts too. One thread each.
 """
 
 import argparse
@@ -49,7 +49,11 @@ UNEQUAL = {"time", "commit", "seconds", "cpu_s_per_image", "cpu_seconds", "path"
 def copy_tree(place: Path) -> Path:
     """A copy of the source tree without anything that a run makes, and with the tiny profile."""
     files = subprocess.run(
-        ["git", "ls-files", "common", "synthetic", "*.sh"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "common", "synthetic", "*.sh", "pyproject.toml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for name in files.stdout.split():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +65,8 @@ def copy_tree(place: Path) -> Path:
 def start(tree: Path) -> "subprocess.Popen[bytes]":
     """The launcher in a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(PLAN.split(), cwd=tree, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+    with open(tree / "launcher.log", "wb") as log:
+        return subprocess.Popen(PLAN.split(), cwd=tree, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
 def run_with_kills(tree: Path, kills: int, seed: int) -> int:
@@ -76,18 +80,18 @@ def run_with_kills(tree: Path, kills: int, seed: int) -> int:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         else:
-            require_success(process)
+            require_success(process, tree)
             return killed
         print(f"\r{killed + 1} kills", end="", flush=True)
     process = start(tree)
     process.wait()
-    require_success(process)
+    require_success(process, tree)
     return kills
 
 
-def require_success(process: "subprocess.Popen[bytes]") -> None:
+def require_success(process: "subprocess.Popen[bytes]", tree: Path) -> None:
     if process.returncode:
-        raise SystemExit(f"the plan failed with exit code {process.returncode}: see logs/ in its folder.")
+        raise SystemExit(f"the plan failed with exit code {process.returncode}: see {tree}/launcher.log.")
 
 
 def digests(tree: Path) -> dict[str, str]:
@@ -133,24 +137,25 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100, help="how many (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
     parsed = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        whole, killed = (copy_tree(Path(name) / tree) for tree in ("whole", "killed"))
-        done, round_ = 0, 0
-        started = time.perf_counter()
-        process = start(whole)
-        process.wait()
-        require_success(process)
-        expected = digests(whole)
-        print(f"undisturbed: {time.perf_counter() - started:.0f} s, {len(expected)} files to compare")
-        while done < parsed.kills:
-            shutil.rmtree(killed)
-            copy_tree(killed)
-            done += run_with_kills(killed, parsed.kills - done, parsed.seed + round_)
-            round_ += 1
-            found = digests(killed)
-            differ = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
-            if differ:
-                raise SystemExit(f"\nafter {done} kills {len(differ)} files differ: {', '.join(differ[:10])}")
+    place = Path(tempfile.mkdtemp())  # which stays where a plan fails or files differ
+    whole, killed = (copy_tree(place / tree) for tree in ("whole", "killed"))
+    done, round_ = 0, 0
+    started = time.perf_counter()
+    process = start(whole)
+    process.wait()
+    require_success(process, whole)
+    expected = digests(whole)
+    print(f"undisturbed: {time.perf_counter() - started:.0f} s, {len(expected)} files to compare")
+    while done < parsed.kills:
+        shutil.rmtree(killed)
+        copy_tree(killed)
+        done += run_with_kills(killed, parsed.kills - done, parsed.seed + round_)
+        round_ += 1
+        found = digests(killed)
+        differ = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+        if differ:
+            raise SystemExit(f"\nafter {done} kills {len(differ)} files in {place} differ: {', '.join(differ[:10])}")
+    shutil.rmtree(place)
     print(f"\n{done} kills over {round_} whole plan(s): {len(expected)} files are the same, and no temporary file is left")
 
 
