@@ -40,7 +40,7 @@ defenses:
   dpsgd: {groups: 4}
   dpsgd-private: {groups: 4}
 """
-PLAN = "bash all-train-all.sh --datasets synthetic --profile tiny --shadows 2 --experiments intervals n_and_t --device cpu"
+PLAN = "bash all-train-all.sh --datasets synthetic --profile tiny --shadows 4 --experiments intervals n_and_t --device cpu"
 LONGEST = 20.0  # seconds until a kill, at most
 FOLDERS = ("data", "final-all-models", "diff_defense", "evaluate_MIAs")
 UNEQUAL = {"time", "commit", "seconds", "cpu_s_per_image", "cpu_seconds", "path", "paths"}  # what two runs need not share
