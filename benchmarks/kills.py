@@ -41,7 +41,7 @@ defenses:
   dpsgd-private: {groups: 4}
 """
 PLAN = "bash all-train-all.sh --datasets synthetic --profile tiny --shadows 4 --experiments intervals n_and_t --device cpu"
-LONGEST = 20.0  # seconds until a kill, at most
+SHARE = 0.1  # a kill comes at the latest after this share of the time of the undisturbed run
 FOLDERS = ("data", "final-all-models", "diff_defense", "evaluate_MIAs")
 UNEQUAL = {"time", "commit", "seconds", "cpu_s_per_image", "cpu_seconds", "path", "paths"}  # what two runs need not share
 
@@ -66,16 +66,19 @@ def start(tree: Path) -> "subprocess.Popen[bytes]":
     """The launcher in a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     with open(tree / "launcher.log", "wb") as log:
-        return subprocess.Popen(PLAN.split(), cwd=tree, env=environment, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(PLAN.split(), cwd=tree, env=environment, stdout=log, stderr=log, preexec_fn=os.setpgrp)
 
 
-def run_with_kills(tree: Path, kills: int, seed: int) -> int:
-    """Run the plan to its end, killing it up to `kills` times on the way. Returns how many kills met a running plan."""
+def run_with_kills(tree: Path, kills: int, longest: float, seed: int) -> int:
+    """Run the plan to its end, killing it up to `kills` times on the way, each within `longest` seconds after its start.
+
+    Returns how many kills met a running plan.
+    """
     moments = random.Random(seed)
     for killed in range(kills):
         process = start(tree)
         try:
-            process.wait(timeout=moments.uniform(0, LONGEST))
+            process.wait(timeout=moments.uniform(0, longest))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -145,11 +148,12 @@ def main() -> None:
     process.wait()
     require_success(process, whole)
     expected = digests(whole)
-    print(f"undisturbed: {time.perf_counter() - started:.0f} s, {len(expected)} files to compare")
+    seconds = time.perf_counter() - started
+    print(f"undisturbed: {seconds:.0f} s, {len(expected)} files to compare", flush=True)
     while done < parsed.kills:
         shutil.rmtree(killed)
         copy_tree(killed)
-        done += run_with_kills(killed, parsed.kills - done, parsed.seed + round_)
+        done += run_with_kills(killed, parsed.kills - done, SHARE * seconds, parsed.seed + round_)
         round_ += 1
         found = digests(killed)
         differ = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
