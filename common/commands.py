@@ -272,6 +272,27 @@ def n_and_t(folder: Path, arguments: Sequence[str]) -> None:
         print(f"\nJSON row: {experiment.result_path(run, row['defense'], parsed.protocol, n_values, t_values)}")
 
 
+def frontier(folder: Path, arguments: Sequence[str]) -> None:
+    """`python <data set>/evaluate_MIAs/frontier.py`"""
+    parser = make_parser(
+        folder,
+        f"Attack a classifier of {folder.name} behind small diffusion models, and time its queries: how small may they be?",
+    )
+    parser.add_argument("--defense", default="undefended", help=f"{DEFENSE_NAMES} (default: undefended)")
+    parser.add_argument(
+        "--minutes", type=float, default=5, help="of CPU time, or of a GPU, to train each diffusion model (default: 5)"
+    )
+    parser.add_argument("--count", type=int, default=1000, help="scored images of each side (default: 1000)")
+    parsed = _parse(parser, folder, arguments, positive=("count",))
+    from common.experiments import frontier as experiment
+
+    run = _open_defense_run(folder, parsed)
+    rows = experiment.frontier(run, parsed.defense, parsed.minutes, parsed.count)
+    print(f"\n{run.dataset}, {run.profile_name}, {parsed.defense}, seed {run.seed}\n")
+    print(experiment.summary(rows))
+    print(f"\nJSON rows: {run.results_dir('clean')}")
+
+
 def overhead(folder: Path, arguments: Sequence[str]) -> None:
     """`python <data set>/evaluate_MIAs/overhead.py --defense NAME`"""
     parser = make_parser(folder, f"Time the answers of a classifier of {folder.name}, without and with Diffence (Table V).")

@@ -25,7 +25,11 @@ SCENARIOS = ("1", "2", "3", "average")
 Fallback = Literal["original", "reorder"]
 
 # Settings that did not exist when the first rows and checkpoints were made (`Config.as_dict`).
-NEWER = (("data", "image_size"), ("data", "canaries"), ("ddpm", "name"), ("ddpm", "reference"), ("diffence", "fallback"))
+NEWER = (
+    *(("data", "image_size"), ("data", "canaries")),
+    *(("ddpm", "name"), ("ddpm", "reference"), ("ddpm", "min_timestep")),
+    ("diffence", "fallback"),
+)
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -114,7 +118,8 @@ class DDPM:
     grad_clip: float = 1.0
     ema_decay: float = 0.9999
     flip: bool = True  # random horizontal flips; wrong for digits
-    max_timestep: int = 1000  # timesteps 1..max_timestep are trained; Diffence uses 1..diffence.t
+    min_timestep: int = 1  # the first timestep that is trained; Diffence with one evaluation uses diffence.t alone
+    max_timestep: int = 1000  # timesteps min_timestep..max_timestep are trained; Diffence uses none after diffence.t
     save_every: int = 1000  # steps between checkpoints
     bf16: bool = False  # as train.bf16, for training and reconstruction
 
@@ -126,6 +131,10 @@ class DDPM:
             f"ddpm.name is the name of a folder, of letters, digits, _ and -, and not unet; '{self.name}' is none.",
         )
         require(1 <= self.max_timestep <= 1000, f"ddpm.max_timestep must lie in 1..1000, not {self.max_timestep}.")
+        require(
+            1 <= self.min_timestep <= self.max_timestep,
+            f"ddpm.min_timestep must lie in 1..ddpm.max_timestep = {self.max_timestep}, not {self.min_timestep}.",
+        )
         for width in self.channels:
             require(
                 width % self.groups == 0,
@@ -201,6 +210,12 @@ class Config:
             self.diffence.t <= self.ddpm.max_timestep,
             f"diffence.t = {self.diffence.t} exceeds ddpm.max_timestep = {self.ddpm.max_timestep}: the diffusion model "
             "is not trained there; raise ddpm.max_timestep and retrain it, or lower diffence.t.",
+        )
+        first = round(self.diffence.t / self.diffence.steps)  # the smallest timestep of a DDIM pass (`ddim_steps`)
+        require(
+            first >= self.ddpm.min_timestep,
+            f"diffence.t = {self.diffence.t} with diffence.steps = {self.diffence.steps} goes down to timestep {first}, and "
+            f"the diffusion model is trained from ddpm.min_timestep = {self.ddpm.min_timestep} on: lower it and retrain it.",
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ SCRIPTS = (
     "evaluate_MIAs/label_only.py",
     "evaluate_MIAs/intervals.py",
     "evaluate_MIAs/n_and_t.py",
+    "evaluate_MIAs/frontier.py",
     "evaluate_MIAs/overhead.py",
     "evaluate_MIAs/training_cost.py",
     "evaluate_MIAs/worst_case.py",

@@ -135,13 +135,13 @@ def ddpm_step(
 ) -> torch.Tensor:
     """One training step on Ho et al.'s simplified loss; returns the loss, detached.
 
-    A batch of members is noised to diffusion steps drawn from 1..max_timestep. All random numbers come from `seed`. `step` is
-    the number of this training step, from 0. The learning rate rises linearly over the first `warmup` steps.
+    A batch of members is noised to diffusion steps drawn from min_timestep..max_timestep. All random numbers come from `seed`.
+    `step` is the number of this training step, from 0. The learning rate rises linearly over the first `warmup` steps.
     """
     device = members.images.device
     torch.manual_seed(seed)
     index = torch.randint(len(members), (config.batch_size,))
-    diffusion_steps = torch.randint(1, config.max_timestep + 1, (config.batch_size,))
+    diffusion_steps = torch.randint(config.min_timestep, config.max_timestep + 1, (config.batch_size,))
     mirrored = torch.rand(config.batch_size) < 0.5
     noise = torch.randn(config.batch_size, *members.images.shape[1:]).to(device)
     x0 = 2 * members.pixels(index.to(device)) - 1

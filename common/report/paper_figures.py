@@ -13,7 +13,7 @@ from common.report.tables import PaperTable
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """A figure of the paper for an edition. `number` is as in the paper.
+    """A figure of the paper for an edition. `number` is as in the paper, or a name.
 
     drawing: None where the figure cannot be drawn; then `missing` says why, and names the command that makes its rows. numbers:
     what the paper's text says of the figure beside our numbers, None where it says nothing.
@@ -29,7 +29,7 @@ class PaperFigure:
 
     @property
     def label(self) -> str:
-        return f"Figure {self.number}"
+        return f"Figure {self.number}" if self.number.isdecimal() else f"Not in the paper: {self.number}"
 
 
 FigureBuilder = Callable[[Edition, PaperNumbers], PaperFigure]

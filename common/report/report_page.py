@@ -147,6 +147,7 @@ def _figure(number: str, publication: Publication, drawn: dict[str, Path]) -> di
     return {
         "anchor": f"figure-{number}",
         "label": figure.label,
+        "own": not number.isdecimal(),
         "title": figure.title,
         "caption": with_code(figure.caption),
         "plain": figure.caption,
@@ -155,6 +156,7 @@ def _figure(number: str, publication: Publication, drawn: dict[str, Path]) -> di
         "width": round(size[0]),
         "height": round(size[1]),
         "numbers": html(figure.numbers, f"figure-{number}") if figure.numbers else "",
+        "notes": html_notes(figure.numbers, f"figure-{number}") if figure.numbers else "",
         "missing": with_code(figure.missing),
     }
 

@@ -85,9 +85,11 @@ number is shown when you point at it, and is in the CSV file.</p>
 {% if figure.png %}<figure><img alt="{{ figure.title }}. {{ figure.plain }}" src="data:image/png;base64,{{ figure.png }}"
 width="{{ figure.width }}" height="{{ figure.height }}" loading="lazy">
 <figcaption><b>{{ figure.title }}.</b> {{ figure.caption|safe }} ({{ figure.edition }})</figcaption></figure>
-{% if figure.numbers %}<details><summary>{{ figure.label }} in numbers, beside the paper's text</summary>
+{% if figure.numbers %}<details><summary>{{ figure.label }} in numbers
+{%- if not figure.own %}, beside the paper's text{% endif %}</summary>
 <div class="wide" tabindex="0" role="region" aria-label="{{ figure.label }} in numbers">
-{{ figure.numbers|safe }}</div></details>
+{{ figure.numbers|safe }}</div>
+<ul class="notes">{{ figure.notes|safe }}</ul></details>
 {% endif %}{% else %}<p>{{ figure.title }}. {{ figure.missing|safe }}</p>{% endif %}
 {% endfor %}{% endif %}
 <h2 id="runs">What was run on what</h2>

@@ -14,6 +14,7 @@ OF_KIND = {
     "evaluation": ("accuracy", "attacks", "best", "diffence", "gap_floor", "null", "scored", "utility", "warnings"),
     "label_only": ("attacks", "scored"),
     "repeated_queries": ("runs", "scored"),
+    "frontier": ("budget", "cells", "cost", "gap_floor", "network", "scored", "training", "without"),
     "intervals": ("intervals", "scored"),
     "worst_case": ("canaries", "controls", "models", "scenario", "scored"),
 }
