@@ -164,6 +164,7 @@ class ProtectedClassifier(nn.Module):
         nearest = np.full(len(images), np.inf)  # the same among those that lose the label, for the fallback
         spare = original.clone()  # the nearest of these
         drawn = torch.zeros(len(images), dtype=torch.int64)
+        reorders = self.selector.fallback == "reorder"
         for start in range(0, self.n, self.draws):
             waiting = torch.from_numpy(np.flatnonzero(best > 0))
             if not len(waiting):
@@ -173,7 +174,7 @@ class ProtectedClassifier(nn.Module):
             logits = self._candidate_logits(images, queries, rows, numbers.repeat(len(waiting)))
             array = logits.cpu().numpy()
             distances = self.selector.distance(array, labels[rows.to(labels.device)].cpu().numpy())
-            outside = self.selector.outside(array)
+            outside = self.selector.outside(array) if reorders else np.full(len(array), np.inf)
             for row, distance, any_label, candidate in zip(rows.tolist(), distances, outside, logits, strict=True):
                 if distance < best[row]:
                     best[row], released[row] = distance, candidate
@@ -182,7 +183,7 @@ class ProtectedClassifier(nn.Module):
             drawn[waiting] += len(numbers)
         self.drawn = drawn
         unmatched = torch.from_numpy(np.isinf(best)).to(original.device)
-        if self.selector.fallback == "reorder" and unmatched.any():
+        if reorders and unmatched.any():
             reordered = reorder(spare[unmatched].cpu().numpy(), original[unmatched].cpu().numpy())
             released[unmatched] = torch.from_numpy(reordered).to(original)
         return released

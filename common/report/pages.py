@@ -12,6 +12,7 @@ from common.report.load import Rows, load_rows
 from common.report.paper import PaperLines, is_compared_with_paper, paper_lines
 from common.report.results_page import results_page
 from common.report.rows import as_markdown, name_columns, setting_title, warnings_of
+from common.report.serving import serving_table
 
 
 def fill_pages(root: Path) -> dict[Path, str]:
@@ -23,6 +24,7 @@ def fill_pages(root: Path) -> dict[Path, str]:
         ("README.md", "headline", headline_table),
         ("docs/findings.md", "tables", auc_tables),
         ("docs/cost.md", "cost", cost_table),
+        ("docs/serve.md", "serving", serving_table),
     )
     pages = {root / page: fill((root / page).read_text(), mark, table(root), page) for page, mark, table in tables}
     return pages | {root / "docs" / "claims.md": claims_page(root), root / "results" / "README.md": results_page(root)}
