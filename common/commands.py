@@ -91,6 +91,7 @@ def train_defense(folder: Path, arguments: Sequence[str]) -> None:
     parsed = _parse(parser, folder, arguments)
     from common.data.partition import load_split
     from common.defenses import DEFENSES
+    from common.training.distributed import is_first, processes
     from common.training.loop import accuracy
     from common.training.targets import PostInference, model_path
 
@@ -100,9 +101,13 @@ def train_defense(folder: Path, arguments: Sequence[str]) -> None:
     if parsed.part is not None:
         if defense.train_part is None:
             raise UserError(f"{parsed.defense} has no sub-models: leave out --part.")
-        defense.train_part(run, split, parsed.part)
+        with processes(run.device):
+            defense.train_part(run, split, parsed.part)
         return
-    model = defense.train(run, split)
+    with processes(run.device):
+        model = defense.train(run, split)
+        if not is_first():
+            return
     classifier = model.classifier if isinstance(model, PostInference) else model  # post-inference defenses change no label
     members, non_members = (accuracy(classifier, examples, run.device) for examples in (split.members, split.non_members))
     print(f"{model_path(run, parsed.defense)}: accuracy {members:.4f} on members, {non_members:.4f} on non-members")
@@ -136,10 +141,14 @@ def train_ddpm(folder: Path, arguments: Sequence[str]) -> None:
     from common.data.partition import load_split
     from common.diffence import ddpm
     from common.run import open_run
+    from common.training.distributed import is_first, processes
 
     run = open_run(folder, parsed)
     split = load_split(run)
-    ddpm_folder = ddpm.train_ddpm(run, ddpm.training_images(run, split))
+    with processes(run.device):
+        ddpm_folder = ddpm.train_ddpm(run, ddpm.training_images(run, split))
+        if not is_first():
+            return
     picture = ddpm_folder / "reconstructions.png"
     ddpm.save_grid(run, split, picture)
     print(f"{ddpm_folder / 'unet'}: the diffusion model; {picture}: originals above their reconstructions")
@@ -153,10 +162,14 @@ def draw_candidates(folder: Path, arguments: Sequence[str]) -> None:
     from common.data.partition import load_split
     from common.diffence.candidates import draw_all
     from common.run import open_run
+    from common.training.distributed import is_first, processes
 
     run = open_run(folder, parsed)
     split = load_split(run)
-    draw_all(run, split, parsed.protocol)
+    with processes(run.device):
+        draw_all(run, split, parsed.protocol)
+        if not is_first():
+            return
     print(f"{run.candidates_dir}: {run.config.diffence.n} candidates of every evaluated image")
 
 

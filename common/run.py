@@ -15,6 +15,7 @@ and the outputs behind it.
 """
 
 import argparse
+import os
 import platform
 import subprocess
 import time
@@ -126,9 +127,14 @@ def open_run(folder: Path, arguments: argparse.Namespace) -> Run:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device `name`, where `auto` is CUDA if there is one. Raises UserError for an unknown or absent device."""
+    """The device `name`, where `auto` is CUDA if there is one. Raises UserError for an unknown or absent device.
+
+    Of several processes that torchrun started, each has a GPU of its own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -138,6 +144,11 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device '{name}' is not on this machine ({torch.cuda.device_count()} CUDA devices): use --device cpu.")
     return device
+
+
+def local_rank() -> int:
+    """The number of this process among those that torchrun started on this machine; 0 where torchrun did not start it."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -101,6 +101,8 @@ class AdvReg(Objective):
     images.
     """
 
+    shares_batches = False  # its two players take turns
+
     def __init__(
         self,
         model: nn.Module,

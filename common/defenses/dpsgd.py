@@ -73,6 +73,8 @@ class DPSGD(Objective):
     UserError where a batch is larger than the number of members, and where no noise multiplier meets `target_epsilon`.
     """
 
+    shares_batches = False  # noise and clipping belong to the whole batch
+
     def __init__(self, model: nn.Module, members: Examples, config: Train, device: torch.device, options: Options) -> None:
         # Opacus is imported where it is used, because this takes 1.5 s, which no other defense needs.
         from opacus.accountants import RDPAccountant

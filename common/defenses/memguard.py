@@ -179,6 +179,8 @@ class GuardTraining(Objective):
     Members and non-members have the same total weight, however many there are. The guard predicts 1/2 where it learns nothing.
     """
 
+    shares_batches = False
+
     def __init__(self, model: MemGuard, examples: Examples, config: Train, device: torch.device) -> None:
         super().__init__(model, examples, config, device)
         self.guard = model.guard

@@ -43,6 +43,8 @@ class Options:
 class RelaxLoss(Objective):
     """The loss of RelaxLoss, which depends on the batch's cross-entropy and on whether the epoch is even or odd."""
 
+    shares_batches = False  # the loss turns at the whole batch's cross-entropy
+
     def __init__(self, model: nn.Module, members: Examples, config: Train, device: torch.device, options: Options) -> None:
         super().__init__(model, members, config, device)
         self.options = options

@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.files import read_json, refuse_other_config, save_array, sha256, write_json
 from common.pair import SIDES
 from common.run import Run
+from common.training.distributed import hide_progress, part_of, wait_for_all
 
 SHARD = 100  # images of one side in a file
 MIRRORED = 1 << 40  # added to the query of a mirrored image, whose noise is then independent of the image's
@@ -57,8 +58,8 @@ def missing_shards(run: Run, protocol: str, mirrored: bool = False) -> list[tupl
 def draw_all(run: Run, split: Split, protocol: str, mirrored: bool = False) -> None:
     """Draw and store the candidates that an evaluation under `protocol` needs and that are missing, with a progress bar.
 
-    With `mirrored` they are candidates of the mirrored images. Raises UserError where the stored ones come from another
-    diffusion model.
+    With `mirrored` they are candidates of the mirrored images. Several processes (training/distributed.py) divide the shards
+    among themselves. Raises UserError where the stored ones come from another diffusion model.
     """
     folder, settings = candidates_dir(run), candidate_settings(run)
     if (folder / "settings.json").is_file():
@@ -69,15 +70,19 @@ def draw_all(run: Run, split: Split, protocol: str, mirrored: bool = False) -> N
     missing = missing_shards(run, protocol, mirrored)
     if not missing:
         return
+    wait_for_all()  # so that every process has the same list
     examples = split.evaluated.as_dict()
     reconstruct = load_reconstructor(run)
     write_json(folder / "settings.json", settings)
-    with tqdm(total=len(missing) * SHARD, desc="candidates", unit="image", smoothing=0.05, disable=None) as progress:
-        for side, start in missing:
+    own, _ = part_of(len(missing))
+    own_images, hide = len(missing[own]) * SHARD, hide_progress()
+    with tqdm(total=own_images, desc="candidates", unit="image", smoothing=0.05, disable=hide) as progress:
+        for side, start in missing[own]:
             positions = _shard_positions(run, side, start)
             candidates = draw_shard(run, reconstruct, examples[side], side, positions, mirrored)
             save_array(_shard_path(run, side, start, mirrored), candidates)
             progress.update(SHARD)
+    wait_for_all()
 
 
 def shards(run: Run, side: str, count: int) -> Iterator[torch.Tensor]:

@@ -27,6 +27,7 @@ from common.errors import UserError
 from common.files import load_checkpoint, read_json, refuse_other_config, save_checkpoint, write_json
 from common.run import Run
 from common.seeds import derive_seed
+from common.training.distributed import count, hide_progress, is_first, mean_over_processes, parallel, part_of, wait_for_all
 from common.training.loop import autocast
 
 REMAKE = "diff_defense/train_ddpm.py"
@@ -105,9 +106,12 @@ def train_ddpm(run: Run, images: Examples) -> Path:
         optimizer.load_state_dict(saved["optimizer"])
         step, losses = saved["done"], saved["losses"]
     ema.to(run.device)
-    images, network = images.to(run.device), Padded(unet)
+    images, network = images.to(run.device), parallel(Padded(unet))
+    if config.batch_size < count():
+        raise UserError(f"ddpm.batch_size = {config.batch_size} is smaller than the number of processes, {count()}.")
     started = time.perf_counter()  # of the work since the last line of the log
-    with tqdm(total=config.steps, initial=step, desc="diffusion model", unit="step", smoothing=0.05, disable=None) as progress:
+    hide = hide_progress()
+    with tqdm(total=config.steps, initial=step, desc="diffusion model", unit="step", smoothing=0.05, disable=hide) as progress:
         loss_sum = torch.zeros((), device=run.device)  # over the steps since the last line of the log
         while step < config.steps:
             loss_sum += ddpm_step(network, optimizer, images, config, derive_seed("ddpm step", run.seed, step), step)
@@ -115,7 +119,9 @@ def train_ddpm(run: Run, images: Examples) -> Path:
             step += 1
             progress.update()
             if step % config.save_every == 0 or step == config.steps:
-                mean_loss = loss_sum.item() / (step % config.save_every or config.save_every)
+                (mean_loss,) = mean_over_processes(
+                    [loss_sum.item() / (step % config.save_every or config.save_every)], run.device
+                )
                 loss_sum.zero_()
                 now = time.perf_counter()
                 losses.append([step, mean_loss, now - started])
@@ -123,10 +129,13 @@ def train_ddpm(run: Run, images: Examples) -> Path:
                 progress.set_postfix_str(f"loss {mean_loss:.4f}")
                 state: dict[str, Any] = {"unet": unet.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"average": ema.state_dict(), "settings": settings, "done": step, "losses": losses}
-                save_checkpoint(resume, state)
+                if is_first():
+                    save_checkpoint(resume, state)
     ema.copy_to(unet.parameters())
-    _save(unet, folder, settings, losses)
-    resume.unlink()
+    if is_first():
+        _save(unet, folder, settings, losses)
+        resume.unlink()
+    wait_for_all()
     return folder
 
 
@@ -136,14 +145,17 @@ def ddpm_step(
     """One training step on Ho et al.'s simplified loss; returns the loss, detached.
 
     A batch of members is noised to diffusion steps drawn from min_timestep..max_timestep. All random numbers come from `seed`.
-    `step` is the number of this training step, from 0. The learning rate rises linearly over the first `warmup` steps.
+    `step` is the number of this training step, from 0. The learning rate rises linearly over the first `warmup` steps. With
+    several processes, each computes the loss of its part of the batch.
     """
     device = members.images.device
     torch.manual_seed(seed)
     index = torch.randint(len(members), (config.batch_size,))
     diffusion_steps = torch.randint(config.min_timestep, config.max_timestep + 1, (config.batch_size,))
     mirrored = torch.rand(config.batch_size) < 0.5
-    noise = torch.randn(config.batch_size, *members.images.shape[1:]).to(device)
+    noise = torch.randn(config.batch_size, *members.images.shape[1:])
+    part, weight = part_of(config.batch_size)
+    index, diffusion_steps, mirrored, noise = (drawn[part] for drawn in (index, diffusion_steps, mirrored, noise.to(device)))
     x0 = 2 * members.pixels(index.to(device)) - 1
     if config.flip:
         x0 = torch.where(mirrored.to(device)[:, None, None, None], x0.flip(3), x0)
@@ -151,7 +163,7 @@ def ddpm_step(
     noisy = (alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     with autocast(device, config.bf16):
         predicted = unet(noisy, diffusion_steps.to(device) - 1, return_dict=False)[0]
-    loss = F.mse_loss(predicted.float(), noise)
+    loss = weight * F.mse_loss(predicted.float(), noise)
     for group in optimizer.param_groups:
         group["lr"] = config.lr * min(1.0, (step + 1) / max(config.warmup, 1))
     optimizer.zero_grad(set_to_none=True)

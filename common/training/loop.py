@@ -7,6 +7,7 @@ batches and the same dropout, and ends with the same weights: bit for bit on the
 import copy
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,15 @@ from common.errors import UserError
 from common.files import load_checkpoint, read_json, refuse_other_config, save_checkpoint, write_json, write_text
 from common.run import native_bf16
 from common.seeds import derive_seed
+from common.training.distributed import (
+    count,
+    hide_progress,
+    is_first,
+    mean_over_processes,
+    parallel,
+    part_of,
+    wait_for_all,
+)
 
 
 class Stateful(Protocol):
@@ -38,6 +48,10 @@ class Objective:
     `model` maps images [B, 3, H, W] in [0, 1] to logits [B, C]. `members` is its training set; all of it lies on `device`.
     """
 
+    # Whether several processes (training/distributed.py) may share a batch: its loss must be a mean over images, with no more
+    # to a step than `step` below. A defense for which this is not so sets it to False.
+    shares_batches = True
+
     def __init__(self, model: nn.Module, members: Examples, config: Train, device: torch.device) -> None:
         self.config, self.device = config, device
         self.model = model.to(device).to(memory_format=torch.channels_last)
@@ -53,11 +67,15 @@ class Objective:
         return F.cross_entropy(logits, labels)
 
     def step(self, index: torch.Tensor, epoch: int) -> tuple[float, int]:
-        """Train on one batch. Returns its loss and how many of its members were classified correctly."""
-        index = index.to(self.device)
+        """Train on one batch. Returns its loss and how many of its members were classified correctly.
+
+        With several processes, the loss of the batch is the mean of what they return.
+        """
+        part, weight = part_of(len(index))
+        index = index[part].to(self.device)
         labels = self.members.labels[index]
         logits = self.forward(self.members.pixels(index))
-        loss = self.loss(logits, labels, index, epoch)
+        loss = weight * self.loss(logits, labels, index, epoch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -66,7 +84,12 @@ class Objective:
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [b, C] in float32. They are computed in bfloat16 where `train.bf16` is set and the device supports it."""
         with autocast(self.device, self.config.bf16):
-            return self.model(images).float()
+            return self.network(images).float()
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """`model` as it is trained, with other processes where there are some. It shares the weights of `model`."""
+        return parallel(self.model)
 
     def stateful(self) -> dict[str, Stateful]:
         """Everything that a resumed training must restore."""
@@ -129,20 +152,25 @@ def fit(
         refuse_other_config(resume, saved.get("settings"), settings, f"delete it, then run: {remake}")
         _restore(objective.stateful(), saved, resume, remake)
         history = saved["history"]
-    epochs = objective.config.epochs
-    with tqdm(total=epochs, initial=len(history), desc=path.stem, unit="epoch", smoothing=0.1, disable=None) as progress:
+    if count() > 1 and not objective.shares_batches:
+        raise UserError(f"{path.stem} is trained in one process: run it without torchrun. {remake}")
+    epochs, hide = objective.config.epochs, hide_progress()
+    with tqdm(total=epochs, initial=len(history), desc=path.stem, unit="epoch", smoothing=0.1, disable=hide) as progress:
         for epoch in range(len(history), epochs):
             history.append(_epoch(objective, epoch, seed, test))
             if test is not None and _is_best(history):
                 _save(path.with_suffix(".best.pt"), objective, settings, history)
-            write_text(path.with_suffix(".log.csv"), pd.DataFrame(history).to_csv(index=False))
-            # Written last: once it is there, this epoch is not run again.
-            state = {name: part.state_dict() for name, part in objective.stateful().items()}
-            save_checkpoint(resume, {**state, "settings": settings, "history": history})
+            if is_first():
+                write_text(path.with_suffix(".log.csv"), pd.DataFrame(history).to_csv(index=False))
+                # Written last: once it is there, this epoch is not run again.
+                state = {name: part.state_dict() for name, part in objective.stateful().items()}
+                save_checkpoint(resume, {**state, "settings": settings, "history": history})
             progress.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in history[-1].items() if k not in ("epoch", "seconds")))
             progress.update()
     finished = _save(path, objective, settings, history)
-    resume.unlink()
+    if is_first():
+        resume.unlink()
+    wait_for_all()
     return finished
 
 
@@ -162,15 +190,16 @@ def _restore(parts: dict[str, Stateful], saved: dict[str, Any], path: Path, rema
 
 
 def _save(path: Path, objective: Objective, settings: dict[str, Any], history: list[dict[str, float]]) -> dict[str, Any]:
-    """Write a finished checkpoint and the JSON file beside it; returns the checkpoint."""
+    """Write a finished checkpoint and the JSON file beside it, in the first process; returns the checkpoint."""
     content = {
         "model": copy.deepcopy(objective.model.state_dict()),
         "settings": settings,
         "history": list(history),
         "facts": objective.facts(),
     }
-    save_checkpoint(path, content)
-    _write_facts(path, content)
+    if is_first():
+        save_checkpoint(path, content)
+        _write_facts(path, content)
     return content
 
 
@@ -185,10 +214,11 @@ def _epoch(objective: Objective, epoch: int, seed: int, test: Examples | None) -
     torch.manual_seed(derive_seed("epoch", seed, epoch))  # seeds every device
     started = time.perf_counter()
     objective.model.train()
-    loss, correct, seen = 0.0, 0, 0
+    loss, correct, seen = 0.0, 0.0, 0
     for index in objective.batches():
         batch_loss, batch_correct = objective.step(index, epoch)
         loss, correct, seen = loss + batch_loss * len(index), correct + batch_correct, seen + len(index)
+    loss, correct = mean_over_processes([loss, correct * count()], objective.device)
     row = {"epoch": epoch + 1, "loss": loss / max(seen, 1), "train_accuracy": correct / max(seen, 1)}
     if test is not None:
         row["test_accuracy"] = accuracy(objective.model, test, objective.device)
