@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Call, refusal, script_environment, write_profile
+from conftest import Call, refusal, run_script, script_environment, write_profile
 
 from common.commands import train_ddpm, train_defense
 from common.training import distributed, loop
@@ -81,19 +81,50 @@ def test_a_diffusion_model_is_the_same_and_resumes_with_another_number(trained: 
     assert whole.iloc[-1] < whole.iloc[0]
 
 
-def test_a_classifier_without_batch_statistics_is_the_same(trained: Path, workspace: Path, call: Call) -> None:
-    """HAMP on a ViT, whose last batch is odd and smaller than the others."""
-    changes = ("model.name=vit", "model.width=16", "train.epochs=2", "train.batch_size=63")
-    one, two = (new_profile(trained, name, *changes) for name in ("vit_one", "vit_two"))
-    command = ("--defense", "hamp", "--device", "cpu")
-    assert call(train_defense, trained, *command, "--profile", one).code == 0
-    code, out, err = in_two_processes(workspace, "synthetic/train_defense.py", *command, "--profile", two)
+PLAIN = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from common.config import Train
+from common.data.partition import Examples
+from common.training import Objective, fit
+from common.training.distributed import processes
+
+cpu = torch.device("cpu")
+generator = torch.Generator().manual_seed(0)
+images = torch.randint(0, 256, (101, 3, 8, 8), generator=generator, dtype=torch.uint8)
+members = Examples(images, torch.randint(0, 5, (101,), generator=generator))
+torch.manual_seed(1)
+model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 5))
+with processes(cpu):
+    fit(Objective(model, members, Train(epochs=3, batch_size=20), cpu), Path(sys.argv[1]), {}, 0, "")
+"""
+
+
+def test_a_classifier_without_batch_statistics_is_the_same(workspace: Path) -> None:
+    """Its last batch is a single image, which both processes take."""
+    (workspace / "plain.py").write_text(PLAIN)
+    alone = run_script(workspace, "plain.py", "alone.pt")
+    assert alone.code == 0, alone.err
+    code, _, err = in_two_processes(workspace, "plain.py", "two.pt")
     assert code == 0, err
-    assert out.count("accuracy") == 1, out  # one process speaks
-    logs = (trained / "final-all-models" / name / "seed0/vit/hamp.log.csv" for name in ("vit_one", "vit_two"))
-    expected, made = map(pd.read_csv, logs)
-    np.testing.assert_allclose(made["loss"], expected["loss"], rtol=1e-3)
-    np.testing.assert_allclose(made["train_accuracy"], expected["train_accuracy"], atol=0.01)
+    expected, made = (pd.read_csv(workspace / name) for name in ("alone.log.csv", "two.log.csv"))
+    np.testing.assert_allclose(made["loss"], expected["loss"], rtol=1e-5)
+    assert made["train_accuracy"].tolist() == expected["train_accuracy"].tolist()
+    assert not (workspace / "two.resume.pt").exists()
+
+
+def test_a_classifier_with_batch_statistics_is_much_alike(trained: Path, workspace: Path) -> None:
+    """Each process normalises by its part of the batch. The command trains, tests and speaks once."""
+    profile = new_profile(trained, "two_train")
+    command = ("synthetic/train_defense.py", "--defense", "undefended", "--profile", profile, "--device", "cpu")
+    code, out, err = in_two_processes(workspace, *command)
+    assert code == 0, err
+    assert out.count("accuracy") == 1, out
+    models = trained / "final-all-models"
+    expected, made = (pd.read_csv(models / name / "seed0/resnet18/undefended.log.csv") for name in ("tiny", "two_train"))
+    np.testing.assert_allclose(made["loss"], expected["loss"], rtol=0.1)
 
 
 def test_candidates_are_the_same_bits(trained: Path, workspace: Path, drawn: Path) -> None:

@@ -41,7 +41,7 @@ class CountedSteps:
         self.count = 0
         real = Objective.step
 
-        def step(objective: Objective, index: torch.Tensor, epoch: int) -> tuple[float, int]:
+        def step(objective: Objective, index: torch.Tensor, epoch: int) -> tuple[float, float]:
             self.count += 1
             if self.count == stop:
                 raise KeyboardInterrupt

@@ -148,7 +148,7 @@ def test_a_script_killed_with_9_ends_with_the_same_bits(trained: Path, workspace
 
 def test_every_epoch_has_batches_of_its_own(tmp_path: Path) -> None:
     class Noted(Objective):
-        def step(self, index: torch.Tensor, epoch: int) -> tuple[float, int]:
+        def step(self, index: torch.Tensor, epoch: int) -> tuple[float, float]:
             seen.setdefault(epoch, []).extend(index.tolist())
             return super().step(index, epoch)
 

@@ -131,7 +131,7 @@ class AdvReg(Objective):
         )
         return super().batches()
 
-    def step(self, index: torch.Tensor, epoch: int) -> tuple[float, int]:
+    def step(self, index: torch.Tensor, epoch: int) -> tuple[float, float]:
         """Train f on one batch, after h where a round begins. Returns what `Objective.step` returns."""
         if epoch >= self.options.warmup_epochs:
             attack_batches, defender_batches = self.options.steps_per_round

@@ -105,12 +105,12 @@ class DPSGD(Objective):
         for _ in range(self.steps_per_epoch):
             yield (torch.rand(len(self.members)) < self.sample_rate).nonzero().squeeze(1)
 
-    def step(self, index: torch.Tensor, epoch: int) -> tuple[float, int]:
+    def step(self, index: torch.Tensor, epoch: int) -> tuple[float, float]:
         """Train on one batch, in physical batches whose clipped gradients are summed before the noise is added."""
         if not len(index):
             self._step_on_empty_batch()
-            return 0.0, 0
-        loss, correct = 0.0, 0
+            return 0.0, 0.0
+        loss, correct = 0.0, 0.0
         physical_batches = index.split(self.options.physical_batch)
         for number, physical_batch in enumerate(physical_batches, start=1):
             # Until the last physical batch, Opacus only sums. Then it adds the noise and changes the weights.

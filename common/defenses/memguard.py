@@ -187,7 +187,7 @@ class GuardTraining(Objective):
         self.optimizer = torch.optim.SGD(self.guard.parameters(), config.lr)
         self.weight = len(examples) / (2 * torch.bincount(self.members.labels, minlength=2))  # of a non-member, of a member
 
-    def step(self, index: Tensor, epoch: int) -> tuple[float, int]:
+    def step(self, index: Tensor, epoch: int) -> tuple[float, float]:
         """Train the guard on one batch. Returns its loss and how many memberships were predicted correctly."""
         index = index.to(self.device)
         membership = self.members.labels[index]

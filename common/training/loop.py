@@ -66,12 +66,12 @@ class Objective:
         """The scalar to minimise. `index` [b] are the positions of the batch in the members; `epoch` counts from 0."""
         return F.cross_entropy(logits, labels)
 
-    def step(self, index: torch.Tensor, epoch: int) -> tuple[float, int]:
+    def step(self, index: torch.Tensor, epoch: int) -> tuple[float, float]:
         """Train on one batch. Returns its loss and how many of its members were classified correctly.
 
-        With several processes, the loss of the batch is the mean of what they return.
+        With several processes, both are the means of what they return.
         """
-        part, weight = part_of(len(index))
+        images, (part, weight) = len(index), part_of(len(index))
         index = index[part].to(self.device)
         labels = self.members.labels[index]
         logits = self.forward(self.members.pixels(index))
@@ -79,7 +79,7 @@ class Objective:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        return loss.item(), int((logits.argmax(1) == labels).sum())
+        return loss.item(), weight * images * int((logits.argmax(1) == labels).sum()) / len(index)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [b, C] in float32. They are computed in bfloat16 where `train.bf16` is set and the device supports it."""
@@ -218,7 +218,7 @@ def _epoch(objective: Objective, epoch: int, seed: int, test: Examples | None) -
     for index in objective.batches():
         batch_loss, batch_correct = objective.step(index, epoch)
         loss, correct, seen = loss + batch_loss * len(index), correct + batch_correct, seen + len(index)
-    loss, correct = mean_over_processes([loss, correct * count()], objective.device)
+    loss, correct = mean_over_processes([loss, correct], objective.device)
     row = {"epoch": epoch + 1, "loss": loss / max(seen, 1), "train_accuracy": correct / max(seen, 1)}
     if test is not None:
         row["test_accuracy"] = accuracy(objective.model, test, objective.device)
