@@ -24,9 +24,13 @@ def fill_pages(root: Path) -> dict[Path, str]:
         ("README.md", "headline", headline_table),
         ("docs/findings.md", "tables", auc_tables),
         ("docs/cost.md", "cost", cost_table),
+        ("docs/cost.md", "growth", growth_table),
         ("docs/serve.md", "serving", serving_table),
     )
-    pages = {root / page: fill((root / page).read_text(), mark, table(root), page) for page, mark, table in tables}
+    pages: dict[Path, str] = {}
+    for page, mark, table in tables:
+        path = root / page
+        pages[path] = fill(pages.get(path) or path.read_text(), mark, table(root), page)
     return pages | {root / "docs" / "claims.md": claims_page(root), root / "results" / "README.md": results_page(root)}
 
 
@@ -157,4 +161,22 @@ def cost_table(root: Path) -> str:
         f"{draws['non_members']:.2f} a non-member in the row `{draws['from']}`; timed with {first['lazy_timed_with_draws']} "
         f"an image. The search of scenario 1's interval takes {1000 * first['interval_search_cpu_s']:.0f} ms of CPU for "
         f"1,000 + 1,000 points; torch {first['torch']}."
+    )
+
+
+def growth_table(root: Path) -> str:
+    """The table of docs/cost.md on growth, from the JSON file of benchmarks/growth.py."""
+    command = "python -m benchmarks.growth"
+    path = root / "results" / "benchmark_growth.json"
+    if not path.is_file():
+        return f"There is no measurement yet. This makes it: `{command}`"
+    found = read_json(path, command)
+    lines = [
+        {"task": task, "size": f"{one['size']:,}", "CPU s": f"{one['cpu_s']:.1f}"}
+        | {"memory (MB)": f"{one['peak_mb']:,.0f}", "of which imported": f"{one['imported_mb']:,.0f}"}
+        for task, measured in found["tasks"].items()
+        for one in measured
+    ]
+    return (
+        f"{as_markdown(pd.DataFrame(lines))}\n\n{found['threads']} thread(s), torch {found['torch']}, commit {found['commit']}."
     )
