@@ -332,6 +332,16 @@ def test_the_choice_of_the_interval_hardly_matters_at_the_paper_s_partition() ->
     assert all(draws["later_hits"] > 0.5 for draws in row["draws"])
 
 
+def test_on_the_generated_data_the_interval_matters_for_some_defenses() -> None:
+    rows = {row["defense"]: row for row in rows_of_kind(ROOT, "intervals") if row["dataset"] == "synthetic"}
+    correlations = {defense: row["rank_correlation"]["js_and_auc"] for defense, row in rows.items()}
+    assert all(correlations[defense] > 0.3 for defense in ("advreg", "hamp", "relaxloss", "dpsgd"))
+    assert all(correlations[defense] < 0.1 for defense in ("undefended", "memguard", "selena"))
+    for defense in ("advreg", "hamp", "relaxloss", "dpsgd", "undefended", "memguard", "selena"):
+        (half,) = (draws["later_hits"] for draws in rows[defense]["draws"] if draws["share"] == 0.5)
+        assert half > 0.5, defense
+
+
 def test_on_cifar100_every_defense_ends_at_a_high_gap_floor() -> None:
     rows = by_name("cifar100", "narrow-clean-seed0")
     assert {defense for defense, _ in rows} == {"undefended", "hamp", "relaxloss", "memguard"}

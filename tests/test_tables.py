@@ -263,7 +263,7 @@ STORED_SCORES = sorted((ROOT / "results").glob("*/*/*.npz"))
 
 @pytest.mark.parametrize("path", STORED_SCORES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_auc_of_a_row_follows_from_its_stored_scores(path: Path) -> None:
-    """By scikit-learn. float32 ties some of the surest points, which moves an AUC by less than a thousandth."""
+    """By scikit-learn. In older files float32 ties some of the surest points, which moves an AUC by less than a thousandth."""
     row = json.loads(path.with_suffix(".json").read_text())
     with np.load(path) as stored:
         for attack, report in row["attacks"].items():

@@ -69,13 +69,16 @@ def copy_row(path: Path, row: dict[str, Any], target: Path) -> None:
 def pack_scores(row: Path, target: Path) -> None:
     """Write the scores of the attacks on a row into one compressed file, so that anybody can compute its AUCs again.
 
-    For each attack it has `<attack>` float32 [n + m], members first, and `<attack> members`, their number n. A row without
-    stored scores, as those of other experiments, gets no file.
+    For each attack it has `<attack>` [n + m], members first, and `<attack> members`, their number n. Scores are float32 unless
+    this would tie some of them, float64 otherwise. A row without stored scores, as those of other experiments, gets no file.
     """
     arrays: dict[str, np.ndarray] = {}
     for path in sorted((row.parent / "scores").glob(f"*-based-{row.stem}.npy")):
         scores, membership = np.load(path).T
         attack = path.name.removesuffix(f"-based-{row.stem}.npy")
-        arrays |= {attack: scores.astype(np.float32), f"{attack} members": np.array(int(membership.sum()))}
+        short = scores.astype(np.float32)
+        if len(np.unique(short)) < len(np.unique(scores)):
+            short = scores
+        arrays |= {attack: short, f"{attack} members": np.array(int(membership.sum()))}
     if arrays:
         atomic_write(target, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
