@@ -120,7 +120,7 @@ class DDPM:
     flip: bool = True  # random horizontal flips; wrong for digits
     min_timestep: int = 1  # the first timestep that is trained; Diffence with one evaluation uses diffence.t alone
     max_timestep: int = 1000  # timesteps min_timestep..max_timestep are trained; Diffence uses none after diffence.t
-    save_every: int = 1000  # steps between checkpoints
+    save_every: int = 1000  # steps between lines of the log, at which a checkpoint may be written
     bf16: bool = False  # as train.bf16, for training and reconstruction
 
     def __post_init__(self) -> None:

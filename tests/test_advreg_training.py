@@ -25,6 +25,7 @@ def make_run(folder: Path, epochs: int = 3, **options: Any) -> Run:
     return defense_run(folder, "advreg", DATA, QUICK | options, epochs=epochs)
 
 
+@pytest.mark.usefixtures("every_checkpoint")
 def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight, killed = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     advreg.train(straight, random_split(DATA))

@@ -19,6 +19,7 @@ from common.diffence import ddpm
 from common.diffence.ddpm import load_reconstructor, load_unet, save_grid, train_ddpm
 from common.errors import UserError
 from common.run import Run
+from common.training.pace import Pace
 
 COMMAND = "train_ddpm.py --profile small"
 TINY: dict[str, Any] = {"channels": [8, 8], "layers": 1, "attention": [], "groups": 4, "batch_size": 8, "lr": 2e-3}
@@ -83,16 +84,20 @@ def test_the_loss_falls_on_constant_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "call", "left"),
+    ("name", "call", "left", "due"),
     [
-        ("ddpm_step", 2, 11),  # before the first checkpoint
-        ("ddpm_step", 10, 3),  # between checkpoints
-        ("save_checkpoint", 1, 7),  # instead of the second checkpoint
-        ("_save", 0, 0),  # after the last checkpoint
-        ("write_json", 0, 0),  # before the last file that makes the model valid
+        ("ddpm_step", 2, 11, True),  # before the first checkpoint
+        ("ddpm_step", 10, 3, True),  # between checkpoints
+        ("ddpm_step", 10, 11, False),  # where no checkpoint was due
+        ("save_checkpoint", 1, 7, True),  # instead of the second checkpoint
+        ("_save", 0, 3, True),  # after the last step, which has no checkpoint
+        ("write_json", 0, 3, True),  # before the last file, which makes the model valid
     ],
 )
-def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, name: str, call: int, left: int) -> None:
+def test_a_killed_run_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int, left: int, due: bool
+) -> None:
+    monkeypatch.setattr(Pace, "due", lambda pace: due)
     members = examples(20)
     whole, killed = make_run(tmp_path / "whole"), make_run(tmp_path / "killed")
     train_ddpm(whole, members)
@@ -199,6 +204,7 @@ def test_a_named_model_may_see_the_reference_images(tmp_path: Path) -> None:
             make_run(tmp_path, name=name)
 
 
+@pytest.mark.usefixtures("every_checkpoint")
 def test_a_checkpoint_of_version_0_2_has_no_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -228,6 +234,7 @@ def test_refuses_files_of_other_settings(tmp_path: Path) -> None:
     assert ddpm.ddpm_settings(replace(run, seed=1)) != ddpm.ddpm_settings(run)
 
 
+@pytest.mark.usefixtures("every_checkpoint")
 def test_refuses_a_checkpoint_of_other_settings_or_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kill_at_call(monkeypatch, "ddpm_step", 9)
     run = make_run(tmp_path)

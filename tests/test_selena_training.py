@@ -122,6 +122,7 @@ def test_only_sub_models_that_never_saw_a_member_answer_for_it(tmp_path: Path, m
     torch.testing.assert_close(soft[0], (answers * unseen[:, :, None]).sum(0) / 2)
 
 
+@pytest.mark.usefixtures("every_checkpoint")
 def test_a_killed_training_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = random_split(DATA)
     whole, cut = make_run(tmp_path / "whole"), make_run(tmp_path / "cut")

@@ -29,6 +29,7 @@ from common.run import Run
 from common.seeds import derive_seed
 from common.training.distributed import count, hide_progress, is_first, mean_over_processes, parallel, part_of, wait_for_all
 from common.training.loop import autocast
+from common.training.pace import Pace
 
 REMAKE = "diff_defense/train_ddpm.py"
 
@@ -85,8 +86,8 @@ def training_images(run: Run, split: Split) -> Examples:
 def train_ddpm(run: Run, images: Examples) -> Path:
     """Train the diffusion model on `images` and return its folder.
 
-    A training that was killed continues, and a model that is trained already stays. Raises UserError where they are damaged or
-    were made under other settings.
+    A training that was killed continues, and a model that is trained already stays. Checkpoints are written at lines of the
+    log, as seldom as a `Pace` says. Raises UserError where they are damaged or were made under other settings.
     """
     folder, config, settings = run.ddpm_dir, run.config.ddpm, ddpm_settings(run)
     remake = run.command(REMAKE)
@@ -106,7 +107,7 @@ def train_ddpm(run: Run, images: Examples) -> Path:
         optimizer.load_state_dict(saved["optimizer"])
         step, losses = saved["done"], saved["losses"]
     ema.to(run.device)
-    images, network = images.to(run.device), parallel(Padded(unet))
+    images, network, pace = images.to(run.device), parallel(Padded(unet)), Pace()
     if config.batch_size < count():
         raise UserError(f"ddpm.batch_size = {config.batch_size} is smaller than the number of processes, {count()}.")
     started = time.perf_counter()  # of the work since the last line of the log
@@ -127,14 +128,15 @@ def train_ddpm(run: Run, images: Examples) -> Path:
                 losses.append([step, mean_loss, now - started])
                 started = now
                 progress.set_postfix_str(f"loss {mean_loss:.4f}")
-                state: dict[str, Any] = {"unet": unet.state_dict(), "optimizer": optimizer.state_dict()}
-                state |= {"average": ema.state_dict(), "settings": settings, "done": step, "losses": losses}
-                if is_first():
-                    save_checkpoint(resume, state)
+                if step < config.steps and is_first() and pace.due():
+                    with pace.writing():
+                        state: dict[str, Any] = {"unet": unet.state_dict(), "optimizer": optimizer.state_dict()}
+                        state |= {"average": ema.state_dict(), "settings": settings, "done": step, "losses": losses}
+                        save_checkpoint(resume, state)
     ema.copy_to(unet.parameters())
     if is_first():
         _save(unet, folder, settings, losses)
-        resume.unlink()
+        resume.unlink(missing_ok=True)
     wait_for_all()
     return folder
 
@@ -178,6 +180,7 @@ def _save(unet: UNet2DModel, folder: Path, settings: dict[str, Any], losses: lis
 
     The folder counts as complete once it has a settings.json, which is therefore written last.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     # A checkpoint of version 0.2 has lines without seconds.
     pd.DataFrame(losses, columns=["step", "loss", "seconds"]).to_csv(folder / "log.csv", index=False)
     shutil.rmtree(folder / "unet", ignore_errors=True)

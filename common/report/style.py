@@ -122,8 +122,10 @@ def new_figure(rows: int, columns: int, width: float, height: float, **options: 
 
 def save_figure(figure: Figure, *paths: Path) -> None:
     """Write a figure to paths that end in .png or .pdf. The files hold no date: the same figure gives the same bytes."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is done: the second file does not need it again
+    layout = figure.get_layout_engine()
+    if layout is not None:  # done once, and not for each file again
+        layout.execute(figure)
+        figure.set_layout_engine(None)
     for path in paths:
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
         atomic_write(path, partial(figure.savefig, format=path.suffix[1:], metadata=metadata))

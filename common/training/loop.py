@@ -32,6 +32,7 @@ from common.training.distributed import (
     part_of,
     wait_for_all,
 )
+from common.training.pace import Pace
 
 
 class Stateful(Protocol):
@@ -138,7 +139,8 @@ def fit(
     A training that was killed continues. A model that is trained already is loaded. Both raise UserError where they were made
     under other `settings`, a plain dict that is written into the checkpoint and into the JSON file beside it. With `test`, the
     epoch with the best accuracy on it is written to `<path>.best.pt`, as the released code does (paper Appendix E). The log
-    `<path>.log.csv` has one line an epoch. `remake` is the command that messages name.
+    `<path>.log.csv` has one line an epoch. Before its end, these files and the checkpoint from which a killed training
+    continues are written together, as seldom as a `Pace` says. `remake` is the command that messages name.
     """
     if path.is_file():
         trained = load_checkpoint(path, remake)
@@ -154,24 +156,36 @@ def fit(
         history = saved["history"]
     if count() > 1 and not objective.shares_batches:
         raise UserError(f"{path.stem} is trained in one process: run it without torchrun. {remake}")
-    epochs, hide = objective.config.epochs, hide_progress()
+    epochs, hide, pace = objective.config.epochs, hide_progress(), Pace()
+    best: dict[str, Any] | None = None  # the epoch with the best test accuracy, until it is written
     with tqdm(total=epochs, initial=len(history), desc=path.stem, unit="epoch", smoothing=0.1, disable=hide) as progress:
         for epoch in range(len(history), epochs):
             history.append(_epoch(objective, epoch, seed, test))
             if test is not None and _is_best(history):
-                _save(path.with_suffix(".best.pt"), objective, settings, history)
-            if is_first():
-                write_text(path.with_suffix(".log.csv"), pd.DataFrame(history).to_csv(index=False))
-                # Written last: once it is there, this epoch is not run again.
-                state = {name: part.state_dict() for name, part in objective.stateful().items()}
-                save_checkpoint(resume, {**state, "settings": settings, "history": history})
+                best = _content(objective, settings, history)
+            if epoch + 1 < epochs and is_first() and pace.due():
+                with pace.writing():
+                    _write_progress(path, best, history)
+                    best = None
+                    # Written last: once it is there, these epochs are not run again.
+                    state = {name: part.state_dict() for name, part in objective.stateful().items()}
+                    save_checkpoint(resume, {**state, "settings": settings, "history": history})
             progress.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in history[-1].items() if k not in ("epoch", "seconds")))
             progress.update()
-    finished = _save(path, objective, settings, history)
+    finished = _content(objective, settings, history)
     if is_first():
-        resume.unlink()
+        _write_progress(path, best, history)
+        _save(path, finished)
+        resume.unlink(missing_ok=True)
     wait_for_all()
     return finished
+
+
+def _write_progress(path: Path, best: dict[str, Any] | None, history: list[dict[str, float]]) -> None:
+    """Write the log, and the best epoch where there is a new one."""
+    if best is not None:
+        _save(path.with_suffix(".best.pt"), best)
+    write_text(path.with_suffix(".log.csv"), pd.DataFrame(history).to_csv(index=False))
 
 
 def _is_best(history: list[dict[str, float]]) -> bool:
@@ -189,18 +203,20 @@ def _restore(parts: dict[str, Stateful], saved: dict[str, Any], path: Path, rema
         raise UserError(f"{path} holds another architecture. Delete it and run: {remake}") from error
 
 
-def _save(path: Path, objective: Objective, settings: dict[str, Any], history: list[dict[str, float]]) -> dict[str, Any]:
-    """Write a finished checkpoint and the JSON file beside it, in the first process; returns the checkpoint."""
-    content = {
+def _content(objective: Objective, settings: dict[str, Any], history: list[dict[str, float]]) -> dict[str, Any]:
+    """A checkpoint of the model as it is now."""
+    return {
         "model": copy.deepcopy(objective.model.state_dict()),
         "settings": settings,
         "history": list(history),
         "facts": objective.facts(),
     }
-    if is_first():
-        save_checkpoint(path, content)
-        _write_facts(path, content)
-    return content
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint and the JSON file beside it."""
+    save_checkpoint(path, content)
+    _write_facts(path, content)
 
 
 def _write_facts(path: Path, content: dict[str, Any]) -> None:
