@@ -38,7 +38,7 @@ def make_parser(folder: Path, description: str, *, seed: bool = True, device: bo
     parser.add_argument(
         "--profile",
         default=profile,
-        help=f"a file of {folder.name}/configs, or a path ending in .yaml (default: {profile})",
+        help=f"a file of the data set's configs folder, or a path ending in .yaml (default: {profile})",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, as in --set train.epochs=3"

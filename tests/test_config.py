@@ -30,6 +30,12 @@ def refused(profile: str | Path, *overrides: str) -> str:
 # What is shipped
 
 
+def test_rmia_has_the_value_of_its_authors_for_each_data_set() -> None:
+    for profile in PROFILES:
+        config = load_config(ROOT / Path(profile).parts[0], Path(profile).stem, [])
+        assert config.attack.rmia_a == (0.6 if profile.startswith("cifar100/") else 0.3), profile
+
+
 def test_every_folder_has_both_profiles() -> None:
     assert {f"{name}/configs/{profile}.yaml" for name in DATASETS for profile in ("paper", "small")} <= set(PROFILES)
 

@@ -61,13 +61,24 @@ def test_parts_make_up_the_batch_and_weights_its_mean(processes: int, monkeypatc
         assert set(taken) == set(range(length)) and (len(taken) == length or length < processes)
 
 
+AT_ONCE = """
+import runpy, sys
+from common.training import pace
+pace.FIRST_COST = 0  # so that the first line of the log has a checkpoint
+sys.argv = sys.argv[1:]
+sys.path.insert(0, "synthetic/diff_defense")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_a_diffusion_model_is_the_same_and_resumes_with_another_number(trained: Path, workspace: Path, call: Call) -> None:
     """Two processes are stopped on the way, and one goes on. The losses are those of one process, up to rounding."""
     changes = ("ddpm.steps=150", "ddpm.save_every=10")
     one, two = (new_profile(trained, name, *changes) for name in ("one", "two"))
     assert call(train_ddpm, trained, "--profile", one, "--device", "cpu").code == 0
     expected, folder = (trained / "diff_defense" / "diff_models" / name / "seed0" for name in ("one", "two"))
-    process = start(workspace, "synthetic/diff_defense/train_ddpm.py", "--profile", two, "--device", "cpu")
+    (workspace / "at_once.py").write_text(AT_ONCE)
+    process = start(workspace, "at_once.py", "synthetic/diff_defense/train_ddpm.py", "--profile", two, "--device", "cpu")
     while not (folder / "resume.pt").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)

@@ -62,7 +62,7 @@ def test_what_is_imported_is_in_the_list() -> None:
         {Requirement(line).name for line in lines}
         for lines in (project()["dependencies"], project()["optional-dependencies"]["test"])
     )
-    own = {"common", *(path.stem for folder in ("benchmarks", "tests") for path in (ROOT / folder).glob("*.py"))}
+    own = {"common", "benchmarks", *(path.stem for folder in ("benchmarks", "tests") for path in (ROOT / folder).glob("*.py"))}
     brought_along = {"packaging", "tomli"}  # by torch and pytest; for tests alone
     renamed = {"PIL": "pillow", "sklearn": "scikit-learn", "art": "adversarial-robustness-toolbox"}
     for folder, listed in (("common", names), ("benchmarks", names), ("tests", names | tests)):
