@@ -23,7 +23,7 @@ def table_5(edition: Edition, paper: PaperNumbers) -> PaperTable:
     columns = [(title_of(DATASET_TITLES, dataset), head) for dataset in datasets for head in heads.values()]
     ways = dict.fromkeys(
         (stored.row["defense"], answer["scenario"], _drawn(answer))
-        for stored in sorted(rows, key=lambda one: PAPER_DEFENSES.index(one.row["defense"]))
+        for stored in rows
         for answer in stored.row["answers"]
         if stored.row["defense"] in ("undefended", "memguard")
         and (answer["scenario"] is None or stored.row["defense"] == "undefended")
