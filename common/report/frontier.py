@@ -33,7 +33,7 @@ def figure_frontier(edition: Edition, paper: PaperNumbers) -> PaperFigure:
     if not found:
         return no_rows("frontier", title, frontier_command(edition, edition.datasets[0]))
     panels = list(product(found, GOALS))
-    figure, axes = new_figure(1, len(panels), COLUMN if len(panels) == 1 else PAGE, 2.9, sharey=False)
+    figure, axes = new_figure(1, len(panels), COLUMN if len(panels) == 1 else PAGE, 3.1, sharey=False)
     for axis, (dataset, scenario) in zip(axes[0], panels, strict=True):
         _draw_panel(axis, [stored.row for stored in found[dataset].values()], scenario)
         axis.set_title(f"{title_of(DATASET_TITLES, dataset)}\n{DIFFENCE_TITLES[scenario]}")
@@ -44,7 +44,11 @@ def figure_frontier(edition: Edition, paper: PaperNumbers) -> PaperFigure:
         point(marker="o", markerfacecolor=face, label=f"trained on {name}")
         for name, face in zip(TRAININGS, ("black", "white"), strict=True)
     ]
-    figure.legend(handles=[*networks, *trainings], loc="outside lower center", ncols=5, columnspacing=1.0)
+    lines = [
+        Line2D([], [], color=DIFFENCE_STYLES[None]["color"], label="without Diffence"),
+        Line2D([], [], color="black", linestyle=":", linewidth=1, label="gap floor"),
+    ]
+    figure.legend(handles=[*networks, *trainings, *lines], loc="outside lower center", ncols=4, columnspacing=1.0)
     shown = [stored for cells in found.values() for stored in cells.values()]
     minutes = sorted({stored.row["budget"]["minutes"] for stored in shown})
     caption = (
@@ -131,7 +135,7 @@ def _draw_panel(axis: Axes, rows: Sequence[Row], scenario: str) -> None:
         axis.fill_between([0, GOALS[scenario]], 100 * rows[0]["gap_floor"], 100 * limit, color="#e8e8e8", zorder=0)
     axis.axhline(100 * rows[0]["without"]["best"]["auc"], color=DIFFENCE_STYLES[None]["color"])
     axis.axhline(100 * rows[0]["gap_floor"], color="black", linestyle=":", linewidth=1)
-    axis.set(xlabel="CPU time of a query / bare classifier's", xlim=(0, None))
+    axis.set(xlabel="CPU time of a query / bare classifier's", xlim=(0, 1.1 * max(over_bare(row, scenario) for row in rows)))
 
 
 def _numbers(edition: Edition, found: dict[str, dict[tuple[str, str], StoredRow]]) -> PaperTable:
