@@ -22,24 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from common.cli import ROOT
 
-TINY = """
-data: {members: 240, reference: 240, non_members: 220, fit: 40, known: 60, scored: 100}
-model: {width: 4, depth: 1}
-train: {epochs: 3, batch_size: 64}
-ddpm: {channels: [8, 8], layers: 1, groups: 4, attention: [], dropout: 0.0, steps: 20, batch_size: 16, warmup: 5,
-  ema_decay: 0.9, flip: false, max_timestep: 160, save_every: 5}
-diffence: {n: 4, t: 100, js_bins: 10}
-attack: {nn_epochs: 3}
-defenses:
-  selena: {k: 3, l: 1}
-  advreg: {attack_batches: 2}
-  memguard: {epochs: 5, steps: 20, lr: 0.1}
-  dpsgd: {groups: 4}
-  dpsgd-private: {groups: 4}
-"""
+TINY = ROOT / "tests" / "tiny.yaml"
+QUICK = (
+    "train.epochs=3",
+    "defenses.selena={k: 3, l: 1}",
+    "defenses.memguard={epochs: 5, steps: 20, lr: 0.1}",
+    "defenses.dpsgd.groups=4",
+    "defenses.dpsgd-private.groups=4",
+)
 PLAN = "bash all-train-all.sh --datasets synthetic --profile tiny --shadows 4 --experiments intervals n_and_t --device cpu"
 SHARE = 0.1  # a kill comes at the latest after this share of the time of the undisturbed run
 FOLDERS = ("data", "final-all-models", "diff_defense", "evaluate_MIAs")
@@ -48,17 +42,12 @@ UNEQUAL = {"time", "commit", "seconds", "cpu_s_per_image", "cpu_seconds", "path"
 
 def copy_tree(place: Path) -> Path:
     """A copy of the source tree without anything that a run makes, and with the tiny profile."""
-    files = subprocess.run(
-        ["git", "ls-files", "common", "synthetic", "*.sh", "pyproject.toml"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in files.stdout.split():
+    listing = ["git", "ls-files", "common", "synthetic", "*.sh", "pyproject.toml"]
+    for name in subprocess.check_output(listing, cwd=ROOT, text=True).split():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, place / name)
-    (place / "synthetic" / "configs" / "tiny.yaml").write_text(TINY)
+    profile = OmegaConf.merge(OmegaConf.load(TINY), OmegaConf.from_dotlist(list(QUICK)))
+    OmegaConf.save(profile, place / "synthetic" / "configs" / "tiny.yaml")
     return place
 
 
@@ -86,10 +75,14 @@ def run_with_kills(tree: Path, kills: int, longest: float, seed: int) -> int:
             require_success(process, tree)
             return killed
         print(f"\r{killed + 1} kills", end="", flush=True)
+    run_to_the_end(tree)
+    return kills
+
+
+def run_to_the_end(tree: Path) -> None:
     process = start(tree)
     process.wait()
     require_success(process, tree)
-    return kills
 
 
 def require_success(process: "subprocess.Popen[bytes]", tree: Path) -> None:
@@ -144,9 +137,7 @@ def main() -> None:
     whole, killed = (copy_tree(place / tree) for tree in ("whole", "killed"))
     done, round_ = 0, 0
     started = time.perf_counter()
-    process = start(whole)
-    process.wait()
-    require_success(process, whole)
+    run_to_the_end(whole)
     expected = digests(whole)
     seconds = time.perf_counter() - started
     print(f"undisturbed: {seconds:.0f} s, {len(expected)} files to compare", flush=True)

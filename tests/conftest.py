@@ -41,15 +41,7 @@ CLASSES = 10  # of random examples and of planted predictions
 SMALLEST = Model(width=4, depth=1)
 BATCH = 16  # of `defense_run`
 
-TINY = """
-data: {members: 200, reference: 100, non_members: 200, fit: 40, known: 60, scored: 100}
-model: {width: 4, depth: 1}
-train: {epochs: 8, batch_size: 64}
-ddpm: {channels: [8, 8], layers: 1, groups: 4, attention: [], dropout: 0.0, steps: 20, batch_size: 16, warmup: 5,
-  ema_decay: 0.9, flip: false, max_timestep: 160, save_every: 5}
-diffence: {n: 4, t: 100, js_bins: 10}
-attack: {nn_epochs: 3}
-"""
+TINY = Path(__file__).with_name("tiny.yaml")
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,7 @@ class Answer:
 
 def write_profile(path: Path, *changes: str) -> Path:
     """The tiny profile with `section.key=value` changes, at `path`, whose stem names it."""
-    OmegaConf.save(OmegaConf.merge(OmegaConf.create(TINY), OmegaConf.from_dotlist(list(changes))), path)
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(TINY), OmegaConf.from_dotlist(list(changes))), path)
     return path
 
 
