@@ -28,6 +28,9 @@ from common.cli import ROOT
 
 TINY = ROOT / "tests" / "tiny.yaml"
 QUICK = (
+    "data.members=240",  # MemGuard needs members that are not scored
+    "data.reference=240",
+    "data.non_members=220",
     "train.epochs=3",
     "defenses.selena={k: 3, l: 1}",
     "defenses.memguard={epochs: 5, steps: 20, lr: 0.1}",

@@ -24,13 +24,11 @@ from tqdm import tqdm
 
 from common.cli import ROOT, run_script
 from common.config import load_config, require
-from common.data.partition import evaluation_pools, load_split
+from common.data.partition import load_split
 from common.defenses import load_defended_model, with_options
 from common.diffence.ddpm import load_reconstructor
 from common.diffence.protect import ProtectedClassifier
-from common.experiments.collect import collect
-from common.experiments.evaluate import fit_on_pool
-from common.experiments.overhead import timed_images
+from common.experiments.overhead import protected_classifiers, timed_images
 from common.files import write_json
 from common.run import Run, environment
 
@@ -59,19 +57,13 @@ Way = tuple[str | None, int | None, nn.Module]  # scenario, candidates drawn at 
 
 def ways_to_answer(run: Run) -> tuple[list[Way], dict[str, Timed]]:
     """The bare classifier, then each scenario with 1, 4 and N candidates at a time; and the networks in all of them."""
-    model, split = load_defended_model(run, "undefended", "clean"), load_split(run)
-    pools, config = evaluation_pools(run.config.data, "clean"), run.config.diffence
-    collected = collect(run, "undefended", "clean", model.classifier, split)
+    model, n = load_defended_model(run, "undefended", "clean"), run.config.diffence.n
     reconstruct = load_reconstructor(run)
     networks = {"unet": Timed(reconstruct.unet), "classifier": Timed(model.classifier)}
-    reconstruct.unet = networks["unet"]
-    ways: list[Way] = [(None, None, networks["classifier"])]
-    for scenario in SCENARIOS:
-        selector = fit_on_pool(run, collected, pools, scenario)
-        for draws in sorted({1, min(4, config.n), config.n}):
-            protected = ProtectedClassifier(networks["classifier"], reconstruct, selector, config.n, draws, config.batch)
-            ways.append((scenario, draws, protected))
-    return ways, networks
+    reconstruct.unet, classifier = networks["unet"], networks["classifier"]
+    at_once = {1, min(4, n), n}
+    behind = protected_classifiers(run, "undefended", classifier, reconstruct, load_split(run), SCENARIOS, at_once)
+    return [(None, None, classifier), *behind], networks
 
 
 @torch.inference_mode()

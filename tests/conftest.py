@@ -155,6 +155,23 @@ def every_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pace, "due", lambda pace: True)
 
 
+AT_ONCE = """
+import runpy, sys
+from common.training import pace
+pace.FIRST_COST = 0
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def at_once(workspace: Path) -> Path:
+    """A script that runs the script which is its first argument, whose trainings have a checkpoint as soon as they may."""
+    path = workspace / "at_once.py"
+    path.write_text(AT_ONCE)
+    return path
+
+
 Call = Callable[..., Answer]
 
 

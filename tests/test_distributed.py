@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Call, refusal, run_script, script_environment, write_profile
 
-from common.commands import train_ddpm, train_defense
+from common.commands import evaluate_mia, train_ddpm, train_defense
 from common.training import distributed, loop
 from common.training.distributed import part_of
 
@@ -48,7 +48,7 @@ def new_profile(trained: Path, name: str, *changes: str) -> Path:
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_parts_make_up_the_batch_and_weights_its_mean(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = torch.randn(7)
+    values = torch.linspace(-1, 2, 7) ** 3
     monkeypatch.setattr(distributed, "count", lambda: processes)
     for length in (7, 6, 2):
         means, taken = [], []
@@ -61,24 +61,15 @@ def test_parts_make_up_the_batch_and_weights_its_mean(processes: int, monkeypatc
         assert set(taken) == set(range(length)) and (len(taken) == length or length < processes)
 
 
-AT_ONCE = """
-import runpy, sys
-from common.training import pace
-pace.FIRST_COST = 0  # so that the first line of the log has a checkpoint
-sys.argv = sys.argv[1:]
-sys.path.insert(0, "synthetic/diff_defense")
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def test_a_diffusion_model_is_the_same_and_resumes_with_another_number(trained: Path, workspace: Path, call: Call) -> None:
+def test_a_diffusion_model_is_the_same_and_resumes_with_another_number(
+    trained: Path, workspace: Path, at_once: Path, call: Call
+) -> None:
     """Two processes are stopped on the way, and one goes on. The losses are those of one process, up to rounding."""
     changes = ("ddpm.steps=150", "ddpm.save_every=10")
     one, two = (new_profile(trained, name, *changes) for name in ("one", "two"))
     assert call(train_ddpm, trained, "--profile", one, "--device", "cpu").code == 0
     expected, folder = (trained / "diff_defense" / "diff_models" / name / "seed0" for name in ("one", "two"))
-    (workspace / "at_once.py").write_text(AT_ONCE)
-    process = start(workspace, "at_once.py", "synthetic/diff_defense/train_ddpm.py", "--profile", two, "--device", "cpu")
+    process = start(workspace, at_once, "synthetic/diff_defense/train_ddpm.py", "--profile", two, "--device", "cpu")
     while not (folder / "resume.pt").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -163,3 +154,9 @@ def test_a_defense_that_needs_the_whole_batch_is_refused(
     monkeypatch.setattr(loop, "count", lambda: 2)
     answer = call(train_defense, trained, "--defense", defense, "--profile", tiny, "--device", "cpu")
     assert f"{defense} is trained in one process: run it without torchrun." in refusal(answer)
+
+
+def test_a_command_for_one_process_is_refused(trained: Path, tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")  # as torchrun sets it
+    answer = call(evaluate_mia, trained, "--defense", "undefended", "--profile", tiny)
+    assert "run this command without it" in refusal(answer)

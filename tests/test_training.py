@@ -196,15 +196,13 @@ def test_randomness_of_an_epoch_matters(tmp_path: Path, uninterrupted: Path) -> 
     assert not same(made, whole)
 
 
-def test_a_script_killed_with_9_ends_with_the_same_bits(trained: Path, workspace: Path) -> None:
+def test_a_script_killed_with_9_ends_with_the_same_bits(trained: Path, workspace: Path, at_once: Path) -> None:
     """`trained` holds the uninterrupted run of the same script under the same settings."""
     profile = write_profile(workspace / "killed.yaml")
     shutil.copytree(trained / "data/partition/tiny", trained / "data/partition/killed")
     command = ["synthetic/train_defense.py", "--defense", "undefended", "--profile", "killed.yaml"]
-    at_once = "import runpy, sys; from common.training import pace; pace.FIRST_COST = 0; "  # a checkpoint after the first epoch
-    at_once += "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
     folder = trained / "final-all-models/killed/seed0/resnet18"
-    words = [sys.executable, "-c", at_once, *command]
+    words = [sys.executable, str(at_once), *command]
     process = subprocess.Popen(words, cwd=workspace, env=script_environment(), stdout=subprocess.DEVNULL)
     while not (folder / "undefended.resume.pt").exists():
         assert process.poll() is None

@@ -27,7 +27,7 @@ from common.errors import UserError
 from common.files import load_checkpoint, read_json, refuse_other_config, save_checkpoint, write_json
 from common.run import Run
 from common.seeds import derive_seed
-from common.training.distributed import count, hide_progress, is_first, mean_over_processes, parallel, part_of, wait_for_all
+from common.training.distributed import hide_progress, is_first, mean_over_processes, parallel, part_of, wait_for_all
 from common.training.loop import autocast
 from common.training.pace import Pace
 
@@ -108,8 +108,6 @@ def train_ddpm(run: Run, images: Examples) -> Path:
         step, losses = saved["done"], saved["losses"]
     ema.to(run.device)
     images, network, pace = images.to(run.device), parallel(Padded(unet)), Pace()
-    if config.batch_size < count():
-        raise UserError(f"ddpm.batch_size = {config.batch_size} is smaller than the number of processes, {count()}.")
     started = time.perf_counter()  # of the work since the last line of the log
     hide = hide_progress()
     with tqdm(total=config.steps, initial=step, desc="diffusion model", unit="step", smoothing=0.05, disable=hide) as progress:
@@ -157,7 +155,7 @@ def ddpm_step(
     mirrored = torch.rand(config.batch_size) < 0.5
     noise = torch.randn(config.batch_size, *members.images.shape[1:])
     part, weight = part_of(config.batch_size)
-    index, diffusion_steps, mirrored, noise = (drawn[part] for drawn in (index, diffusion_steps, mirrored, noise.to(device)))
+    index, diffusion_steps, mirrored, noise = index[part], diffusion_steps[part], mirrored[part], noise[part].to(device)
     x0 = 2 * members.pixels(index.to(device)) - 1
     if config.flip:
         x0 = torch.where(mirrored.to(device)[:, None, None, None], x0.flip(3), x0)

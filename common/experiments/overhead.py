@@ -6,7 +6,7 @@ done before. MemGuard's noise is part of its answers. The paper averages over 10
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from common.config import require
@@ -22,6 +23,7 @@ from common.data.partition import Split, evaluation_pools, load_split
 from common.defenses import DefendedModel, load_defended_model
 from common.diffence.ddpm import load_reconstructor
 from common.diffence.protect import ProtectedClassifier
+from common.diffence.reconstruct import DiffusionReconstructor
 from common.experiments.collect import collect
 from common.experiments.evaluate import fit_on_pool
 from common.files import cached_arrays, write_json
@@ -102,15 +104,30 @@ def ways_to_answer(run: Run, defense: str, scenarios: Sequence[str], split: Spli
     ways = [Way(None, None, alone)]
     if not scenarios:
         return ways
-    pools, n = evaluation_pools(run.config.data, "clean"), run.config.diffence.n
-    collected = collect(run, defense, "clean", model.classifier, split)
-    reconstruct = load_reconstructor(run)
+    reconstruct, at_once = load_reconstructor(run), {1, run.config.diffence.n}
+    behind = protected_classifiers(run, defense, model.classifier, reconstruct, split, scenarios, at_once)
+    return [*ways, *(Way(scenario, draws, partial(behind_diffence, model, protected)) for scenario, draws, protected in behind)]
+
+
+def protected_classifiers(
+    run: Run,
+    defense: str,
+    classifier: nn.Module,
+    reconstruct: DiffusionReconstructor,
+    split: Split,
+    scenarios: Sequence[str],
+    at_once: Collection[int],
+) -> Iterator[tuple[str, int, ProtectedClassifier]]:
+    """A defense's `classifier` behind Diffence, in each scenario with each number of candidates drawn at a time.
+
+    Averaging needs all N candidates at once.
+    """
+    pools, config = evaluation_pools(run.config.data, "clean"), run.config.diffence
+    collected = collect(run, defense, "clean", classifier, split)
     for scenario in scenarios:
         selector = fit_on_pool(run, collected, pools, scenario)
-        for at_once in [n] if scenario == "average" else sorted({1, n}):
-            protected = ProtectedClassifier(model.classifier, reconstruct, selector, n, at_once, run.config.diffence.batch)
-            ways.append(Way(scenario, at_once, partial(behind_diffence, model, protected)))
-    return ways
+        for draws in [config.n] if scenario == "average" else sorted(at_once):
+            yield scenario, draws, ProtectedClassifier(classifier, reconstruct, selector, config.n, draws, config.batch)
 
 
 def behind_diffence(model: DefendedModel, protected: ProtectedClassifier, images: torch.Tensor) -> int:

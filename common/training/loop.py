@@ -72,7 +72,8 @@ class Objective:
 
         With several processes, both are the means of what they return.
         """
-        images, (part, weight) = len(index), part_of(len(index))
+        size = len(index)
+        part, weight = part_of(size)
         index = index[part].to(self.device)
         labels = self.members.labels[index]
         logits = self.forward(self.members.pixels(index))
@@ -80,7 +81,7 @@ class Objective:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        return loss.item(), weight * images * int((logits.argmax(1) == labels).sum()) / len(index)
+        return loss.item(), weight * size * int((logits.argmax(1) == labels).sum()) / len(index)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [b, C] in float32. They are computed in bfloat16 where `train.bf16` is set and the device supports it."""
