@@ -38,7 +38,7 @@ QUICK = (
     "defenses.dpsgd-private.groups=4",
 )
 PLAN = "bash all-train-all.sh --datasets synthetic --profile tiny --shadows 4 --experiments intervals n_and_t --device cpu"
-SHARE = 0.1  # a kill comes at the latest after this share of the time of the undisturbed run
+SHARE = 0.05  # a kill comes at the latest after this share of the time of the undisturbed run
 FOLDERS = ("data", "final-all-models", "diff_defense", "evaluate_MIAs")
 UNEQUAL = {"time", "commit", "seconds", "cpu_s_per_image", "cpu_seconds", "path", "paths"}  # what two runs need not share
 
