@@ -16,7 +16,7 @@ from torch import nn
 
 from common.config import DDPM
 from common.diffence.ddpm import build_unet
-from common.diffence.reconstruct import HO, DiffusionModel, DiffusionReconstructor, alpha_bars, forward_noise, resize
+from common.diffence.reconstruct import DiffusionModel, DiffusionReconstructor, alpha_bars, forward_noise, ho_scheduler, resize
 from common.diffence.sources import edm_model, load_diffusion_model
 from common.errors import UserError
 
@@ -229,7 +229,7 @@ def test_all_forms_of_one_model_give_one_reconstruction(t: int, steps: int) -> N
     x = images()
     expected = remake(Best("epsilon"), x, t, steps)
     for prediction in ("sample", "v_prediction"):
-        model = DiffusionModel(Best(prediction), DDPMScheduler.from_config(HO.config, prediction_type=prediction))
+        model = DiffusionModel(Best(prediction), DDPMScheduler.from_config(ho_scheduler().config, prediction_type=prediction))
         torch.testing.assert_close(remake(model, x, t, steps), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(remake(edm_model(best_edm, 8), x, t, steps), expected, atol=1e-5, rtol=0)
     if steps == 1:
@@ -264,7 +264,7 @@ def test_images_of_another_size_are_resized_there_and_back() -> None:
             return (2 * resize(flat, (32, 32)) - 1,)
 
     flat = torch.linspace(0.2, 0.8, 64).expand(3, 3, 48, 64)
-    model = DiffusionModel(Knowing(), DDPMScheduler.from_config(HO.config, prediction_type="sample"), (32, 32))
+    model = DiffusionModel(Knowing(), DDPMScheduler.from_config(ho_scheduler().config, prediction_type="sample"), (32, 32))
     made = remake(model, flat)
     assert seen == [(3, 3, 32, 32)]
     assert made.shape == flat.shape

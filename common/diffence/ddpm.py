@@ -6,18 +6,17 @@ the same weights. The result is a folder that `UNet2DModel.from_pretrained` load
 their reconstructions (Fig. 1).
 """
 
+from __future__ import annotations
+
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
-from diffusers.training_utils import EMAModel
 from torch import nn
-from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 from common.config import DDPM
@@ -31,6 +30,9 @@ from common.training.distributed import hide_progress, is_first, mean_over_proce
 from common.training.loop import autocast
 from common.training.pace import Pace
 
+if TYPE_CHECKING:  # takes seconds and 200 MB, as torchvision does: planning and attacks need neither
+    from diffusers import UNet2DModel
+
 REMAKE = "diff_defense/train_ddpm.py"
 
 
@@ -39,6 +41,8 @@ def build_unet(config: DDPM, size: tuple[int, int] = (32, 32)) -> UNet2DModel:
 
     The defaults of the config are the paper's network, with 35.7 M parameters.
     """
+    from diffusers import UNet2DModel
+
     levels = range(len(config.channels))
     down = ["AttnDownBlock2D" if level in config.attention else "DownBlock2D" for level in levels]
     up = ["AttnUpBlock2D" if level in config.attention else "UpBlock2D" for level in reversed(levels)]
@@ -89,6 +93,8 @@ def train_ddpm(run: Run, images: Examples) -> Path:
     A training that was killed continues, and a model that is trained already stays. Checkpoints are written at lines of the
     log, as seldom as a `Pace` says. Raises UserError where they are damaged or were made under other settings.
     """
+    from diffusers.training_utils import EMAModel
+
     folder, config, settings = run.ddpm_dir, run.config.ddpm, ddpm_settings(run)
     remake = run.command(REMAKE)
     if (folder / "unet" / "settings.json").is_file():
@@ -205,6 +211,8 @@ def load_unet(run: Run) -> UNet2DModel:
 
     Raises UserError, which names the command that trains it, where it is missing, damaged or of other settings.
     """
+    from diffusers import UNet2DModel
+
     folder, remake = run.ddpm_dir / "unet", run.command(REMAKE)
     stored = read_json(folder / "settings.json", remake)
     refuse_other_config(folder, stored, ddpm_settings(run), f"move it away, then run: {remake}")
@@ -223,6 +231,8 @@ def load_reconstructor(run: Run) -> DiffusionReconstructor:
 
 def save_grid(run: Run, split: Split, path: Path, count: int = 8) -> None:
     """Write the paper's Figure 1: originals above their reconstructions, `count` members left and `count` non-members right."""
+    from torchvision.utils import make_grid, save_image
+
     reconstruct = load_reconstructor(run)
     originals = torch.cat([side.pixels(slice(count)) for side in split.evaluated])
     queries = torch.arange(len(originals))

@@ -6,13 +6,13 @@ every machine and in every batch, and it does not matter whether candidates are 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from torch import nn
 
 from common.errors import UserError, check_name
@@ -30,11 +30,17 @@ class Reconstructor(Protocol):
     def __call__(self, images: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor: ...
 
 
-HO = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")  # Ho et al.: betas rise linearly
+@cache
+def ho_scheduler() -> Any:
+    """The scheduler of Ho et al., whose betas rise linearly over 1000 steps."""
+    from diffusers import DDPMScheduler  # not above: this takes seconds and 200 MB, which planning and attacks do not need
+
+    return DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
 
 
-def alpha_bars(scheduler: Any = HO) -> torch.Tensor:
-    """Alpha-bar of the steps 0 to S of a scheduler of diffusers: float64 [S + 1], 1 at step 0. S is 1000 for Ho et al."""
+def alpha_bars(scheduler: Any = None) -> torch.Tensor:
+    """Alpha-bar of the steps 0 to S of a scheduler of diffusers: float64 [S + 1], 1 at step 0. None = that of Ho et al."""
+    scheduler = scheduler or ho_scheduler()
     return torch.cat([torch.ones(1, dtype=torch.float64), (1 - scheduler.betas.double()).cumprod(0)])
 
 
@@ -49,7 +55,7 @@ class DiffusionModel:
     """
 
     unet: nn.Module
-    scheduler: Any = HO
+    scheduler: Any = field(default_factory=ho_scheduler)
     size: tuple[int, int] | None = None
 
 

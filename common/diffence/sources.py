@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from common.diffence.layouts import convert
-from common.diffence.reconstruct import HO, PREDICTIONS, DiffusionModel, alpha_bars
+from common.diffence.reconstruct import PREDICTIONS, DiffusionModel, alpha_bars, ho_scheduler
 from common.errors import UserError, check_name
 
 SCHEDULER = "scheduler_config.json"
@@ -44,7 +44,7 @@ def load_diffusion_model(source: str | Path | nn.Module | DiffusionModel, size: 
     size: H = W of the images, if not as the source says. Raises UserError, in one sentence, for what cannot be used.
     """
     if isinstance(source, UNet2DModel):
-        return _of_unet(source, HO, size)
+        return _of_unet(source, ho_scheduler(), size)
     if isinstance(source, nn.Module):
         raise UserError(
             f"a {type(source).__name__} is no UNet2DModel: say how it was trained with DiffusionModel or edm_model."
@@ -80,7 +80,7 @@ def load_folder(name: str, size: int | None) -> DiffusionModel:
     pipeline = folder.parent if folder.name == "unet" else folder
     places = (pipeline / "scheduler", folder)
     scheduler = next((place / SCHEDULER for place in places if (place / SCHEDULER).is_file()), None)
-    return _of_unet(unet, load_scheduler(scheduler) if scheduler else HO, size)
+    return _of_unet(unet, load_scheduler(scheduler) if scheduler else ho_scheduler(), size)
 
 
 def load_scheduler(path: Path) -> Any:
@@ -176,7 +176,7 @@ def edm_model(denoiser: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], si
 
     denoiser: images in [-1, 1] plus noise [M, 3, H, W], and the noise's standard deviation [M] -> the images. size: H = W.
     """
-    scheduler = DDPMScheduler.from_config(HO.config, prediction_type="sample")
+    scheduler = DDPMScheduler.from_config(ho_scheduler().config, prediction_type="sample")
     return DiffusionModel(EDMNetwork(denoiser, scheduler), scheduler, (size, size))
 
 
