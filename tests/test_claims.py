@@ -185,7 +185,7 @@ def test_no_claim_with_a_rule_lacks_rows() -> None:
 
 
 def test_the_page_has_every_claim_with_its_verdict() -> None:
-    page = claims_page(ROOT)
+    page = claims_page(read_rows(ROOT))
     for number, claim in enumerate(CLAIMS, start=1):
         assert f"[{number}. {claim.title}](#claim-{number})" in page
     assert page.count("\nVerdict: **") == len(CLAIMS)

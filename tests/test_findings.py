@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from common.attacks.shadow import SHADOW_ATTACKS
 from common.defenses.hamp import top_probability
-from common.report.load import load_rows, rows_of_kind
+from common.report.load import by_setting, of_kind, read_rows
 from common.report.paper import PAPER_DEFENSES, paper_lines, paper_table
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
@@ -26,7 +26,7 @@ EARLIER_DEFENSES = set(PAPER_DEFENSES) - {"undefended"}
 
 def by_name(dataset: str, setting: str = SMALL) -> dict[tuple[str, str | None], Row]:
     """The committed rows of a setting by defense and scenario; None is without Diffence."""
-    rows = load_rows(ROOT)[dataset, setting]
+    rows = by_setting(read_rows(ROOT))[dataset, setting]
     return {(row["defense"], row["diffence"]["scenario"] if row["diffence"] else None): row for row in rows}
 
 
@@ -45,7 +45,7 @@ def paper(defense: str, scenario: str = "without") -> SimpleNamespace:
 
 def test_scenarios_1_to_3_change_no_label_and_no_accuracy() -> None:
     """In every committed evaluation, whatever its data set, profile and defense."""
-    for key in load_rows(ROOT):
+    for key in by_setting(read_rows(ROOT)):
         rows = by_name(*key)
         for (defense, scenario), row in rows.items():
             if scenario in ("1", "2", "3"):
@@ -326,14 +326,15 @@ def test_hamp_exceeds_the_undefended_classifier_by_less_with_more_members() -> N
 
 
 def test_the_choice_of_the_interval_hardly_matters_at_the_paper_s_partition() -> None:
-    (row,) = (row for row in rows_of_kind(ROOT, "intervals") if (row["profile"], row["defense"]) == ("narrow", "undefended"))
+    rows = of_kind(read_rows(ROOT), "intervals")
+    (row,) = (row for row in rows if (row["profile"], row["defense"]) == ("narrow", "undefended"))
     assert len(row["intervals"]) == 210
     assert abs(row["rank_correlation"]["js_and_auc"]) < 0.1
     assert all(draws["later_hits"] > 0.5 for draws in row["draws"])
 
 
 def test_on_the_generated_data_the_interval_matters_for_some_defenses() -> None:
-    rows = {row["defense"]: row for row in rows_of_kind(ROOT, "intervals") if row["dataset"] == "synthetic"}
+    rows = {row["defense"]: row for row in of_kind(read_rows(ROOT), "intervals") if row["dataset"] == "synthetic"}
     correlations = {defense: row["rank_correlation"]["js_and_auc"] for defense, row in rows.items()}
     assert all(correlations[defense] > 0.3 for defense in ("advreg", "hamp", "relaxloss", "dpsgd"))
     assert all(correlations[defense] < 0.1 for defense in ("undefended", "memguard", "selena"))

@@ -32,7 +32,7 @@ from common.diffence.ddpm import build_unet
 from common.diffence.protect import ProtectedClassifier
 from common.metrics.privacy import auc
 from common.pair import Pair
-from common.report.load import load_rows
+from common.report.load import by_setting, read_rows
 from common.report.rows import name_columns
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
@@ -121,7 +121,7 @@ def test_commands_name_what_exists() -> None:
 
 def test_the_sample_of_what_quickstart_prints() -> None:
     """Each line of its table, as far as it is shown, is what the committed rows of the same run say."""
-    rows = {(row["defense"], name_columns(row)["Diffence"]): row for row in load_rows(ROOT)["synthetic", SMALL]}
+    rows = {(row["defense"], name_columns(row)["Diffence"]): row for row in by_setting(read_rows(ROOT))["synthetic", SMALL]}
     sample = next(block for block in fenced("README.md") if "1/5" in block)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in sample.splitlines() if line.startswith("|")]
     head, *table = lines

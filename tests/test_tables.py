@@ -17,9 +17,9 @@ from common.errors import UserError
 from common.pair import Pair
 from common.report import collect, pages
 from common.report import rows as report
-from common.report.load import load_rows
+from common.report.load import by_setting, read_rows
 from common.report.measure import measure
-from common.report.paper import PAPER_DEFENSES, paper_table
+from common.report.paper import PAPER_DEFENSES, paper_lines, paper_table
 from common.report.results_page import experiment_tables, results_page
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,6 @@ def write_rows(root: Path, *rows: dict[str, Any]) -> None:
 def test_readme_is_what_the_rows_say() -> None:
     for path, text in pages.fill_pages(ROOT).items():
         assert path.read_text() == text, "run: python -m common.report"
-    assert (ROOT / "results" / "README.md").read_text() == results_page(ROOT), "run: python -m common.report"
 
 
 # what a table says of a row
@@ -131,9 +130,9 @@ def test_warnings_stand_once_under_the_tables_and_in_the_text() -> None:
 
 def test_changed_rows_change_the_readme(tmp_path: Path) -> None:
     write_rows(tmp_path, row_of())
-    before = pages.headline_table(tmp_path)
+    before = pages.headline_table(read_rows(tmp_path), paper_lines(tmp_path))
     write_rows(tmp_path, row_of() | {"gap_floor": 0.123456})
-    after = pages.headline_table(tmp_path)
+    after = pages.headline_table(read_rows(tmp_path), paper_lines(tmp_path))
     assert "| 0.123 " in after
     assert before.replace("0.750", "0.123").count("0.123") == after.replace("0.750", "0.123").count("0.123")
     assert after != before
@@ -147,7 +146,7 @@ def test_the_headlines(tmp_path: Path) -> None:
     more["null"]["attacks"] |= {"rmia-online": {"auc": 0.25}}
     other = row_of("advreg") | {"overrides": ["diffence.n=5"]}
     write_rows(tmp_path, row_of(), row_of("undefended", "3"), row_of("dpsgd-private"), row_of("selena", seed=1), more, other)
-    text = pages.auc_tables(tmp_path)
+    text = pages.auc_tables(read_rows(tmp_path), paper_lines(tmp_path))
     shown = cells(text, "undefended")
     assert (shown["without"], shown["scenario 3"]) == ("0.750 / 0.791", "0.750 / 0.691")
     assert (shown["test acc %"], shown["gap floor"], shown["null AUC"]) == ("50.0", "0.750", "0.500 .. 0.500")
@@ -162,7 +161,7 @@ def test_the_headlines(tmp_path: Path) -> None:
 
 def test_the_papers_table_stands_beside_ours(tmp_path: Path) -> None:
     write_rows(tmp_path, row_of(), row_of("selena", "1", accuracy=0.48), row_of("selena", "average"), row_of("dpsgd-private"))
-    text = results_page(tmp_path)
+    text = results_page(read_rows(tmp_path), paper_lines(tmp_path))
     beside = text[text.index("beside the paper's Table III") :]
     assert "Sizes differ" in beside
     assert cells(beside, "undefended", "without")["paper: best AUC"] == "0.791"
@@ -172,7 +171,7 @@ def test_the_papers_table_stands_beside_ours(tmp_path: Path) -> None:
     assert (shown["best ACC"], shown["paper: best ACC"]) == ("0.750", "0.552")
     assert "average |" not in beside and "dpsgd-private" not in beside
     write_rows(tmp_path / "other", row_of() | {"dataset": "svhn"}, row_of() | {"overrides": ["diffence.n=5"]})
-    assert "Table III" not in results_page(tmp_path / "other")
+    assert "Table III" not in results_page(read_rows(tmp_path / "other"), paper_lines(ROOT))
 
 
 def test_the_papers_numbers_are_all_there() -> None:
@@ -190,7 +189,7 @@ def test_rows_of_several_seeds_become_a_mean_and_a_deviation(tmp_path: Path) -> 
     other = row_of("hamp", seed=1)
     other["config"]["attack"]["fpr"] = 0.01
     write_rows(tmp_path, row_of(), row_of(seed=1, accuracy=0.54), row_of("selena"), row_of("hamp"), other)
-    text = results_page(tmp_path)
+    text = results_page(read_rows(tmp_path), paper_lines(tmp_path))
     over = text[text.index("over seeds") :]
     shown = cells(over, "undefended", "without")
     assert shown["seeds"] == "0, 1"
@@ -203,7 +202,7 @@ def test_the_order_is_the_papers_and_other_experiments_stay_out(tmp_path: Path) 
     write_rows(tmp_path, *(row_of(name) for name in ("zebra", "advreg", "selena", "undefended")), row_of("selena", "2"))
     other = row_of("hamp") | {"kind": "repeated_queries", "runs": []}
     (tmp_path / "results" / "cifar10" / "small-clean-seed0" / "attack_diffence-hamp.json").write_text(json.dumps(other))
-    (rows,) = load_rows(tmp_path).values()
+    (rows,) = by_setting(read_rows(tmp_path)).values()
     assert [report.result_name(row) for row in rows] == [
         "undefended",
         "selena",
@@ -225,8 +224,8 @@ def test_label_only_rows_get_a_table_of_their_own(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "cifar10" / "small-clean-seed0"
     folder.mkdir(parents=True)
     (folder / "label_only-undefended.json").write_text(json.dumps(row))
-    assert load_rows(tmp_path) == {}
-    (text,) = experiment_tables(tmp_path)
+    assert by_setting(read_rows(tmp_path)) == {}
+    (text,) = experiment_tables(read_rows(tmp_path))
     assert text.startswith(
         "**label-only attacks: cifar10, small, clean, seed0, undefended**: scored 2 + 2; commit 0123456789ab."
     )

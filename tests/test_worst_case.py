@@ -18,6 +18,7 @@ from common.experiments.shadow_models import in_mask, shadow_pool, shadow_run
 from common.files import write_text
 from common.metrics.bootstrap import bootstrap_tpr, decisions_report
 from common.metrics.privacy import auc, tpr_at_fpr
+from common.report.load import read_rows
 from common.report.results_page import experiment_tables
 from common.training.targets import settings_of
 
@@ -196,7 +197,8 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, fallback: str) 
     kept = copied_drawn / "results" / "synthetic" / folder.name
     for path in folder.glob("*.json"):
         write_text(kept / path.name, path.read_text())
-    tables = [table for table in experiment_tables(copied_drawn) if table.startswith("**images with a wrong label: synthetic")]
+    every_table = experiment_tables(read_rows(copied_drawn))
+    tables = [table for table in every_table if table.startswith("**images with a wrong label: synthetic")]
     assert len(tables) == 2 and all("scored 10 + 10" in table for table in tables)
 
 

@@ -5,7 +5,6 @@ To add a claim, write a rule in claim_rules.py and an entry of CLAIMS.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from common.report.claim_rules import (
@@ -33,7 +32,7 @@ from common.report.experiment_rules import (
     n_and_t_help,
     queries_cost_less_than_memguard,
 )
-from common.report.load import of_kind, read_rows
+from common.report.load import Rows, of_kind
 
 
 @dataclass(frozen=True)
@@ -260,9 +259,9 @@ def verdict(claim: Claim, evidence: list[Evidence]) -> str:
     return "holds" if met == len(evidence) else "holds in part" if met else "does not hold here"
 
 
-def claims_page(root: Path) -> str:
-    """The page, from the rows under `root`/results."""
-    results = load_results(read_rows(root))
+def claims_page(rows: Rows) -> str:
+    """The page, from all rows."""
+    results = load_results(rows)
     judged = [(claim, evidence_for(claim, results)) for claim in CLAIMS]
     summary = ["| claim | paper | verdict |", "| --- | --- | --- |"]
     for number, (claim, evidence) in enumerate(judged, start=1):

@@ -23,20 +23,15 @@ def of_kind(rows: Iterable[dict[str, Any]], kind: str) -> Rows:
     return [row for row in rows if row["kind"] == kind]
 
 
-def rows_of_kind(root: Path, kind: str) -> Rows:
-    """The rows of one kind under `root`/results, in the order of their files."""
-    return of_kind(read_rows(root), kind)
-
-
-def load_rows(root: Path) -> dict[tuple[str, str], Rows]:
-    """The evaluations under `root`/results by (data set, `setting`).
+def by_setting(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], Rows]:
+    """The evaluations among the rows by (data set, `setting`).
 
     The rows of a setting are in the order of a table: the paper's defenses as in Table III, then others by name. The rows of a
     defense are without Diffence first, then by scenario.
     """
-    by_setting: dict[tuple[str, str], Rows] = {}
-    for row in rows_of_kind(root, "evaluation"):
-        by_setting.setdefault((row["dataset"], setting(row)), []).append(row)
+    groups: dict[tuple[str, str], Rows] = {}
+    for row in of_kind(rows, "evaluation"):
+        groups.setdefault((row["dataset"], setting(row)), []).append(row)
     scenarios = [None, *SCENARIO_TITLES]
 
     def sort_key(row: dict[str, Any]) -> tuple[int, str, int]:
@@ -44,7 +39,7 @@ def load_rows(root: Path) -> dict[tuple[str, str], Rows]:
         rank = PAPER_DEFENSES.index(defense) if defense in PAPER_DEFENSES else len(PAPER_DEFENSES)
         return rank, defense, scenarios.index(scenario_of(row))
 
-    return {key: sorted(rows, key=sort_key) for key, rows in by_setting.items()}
+    return {key: sorted(group, key=sort_key) for key, group in groups.items()}
 
 
 def stored_scores(row: Path) -> dict[str, Pair[np.ndarray]] | None:

@@ -8,7 +8,7 @@ from common.attacks.shadow import SHADOW_ATTACKS
 from common.errors import UserError
 from common.files import read_json
 from common.report.claims import claims_page
-from common.report.load import Rows, load_rows
+from common.report.load import Rows, by_setting, read_rows
 from common.report.paper import PaperLines, is_compared_with_paper, paper_lines
 from common.report.results_page import results_page
 from common.report.rows import as_markdown, name_columns, setting_title, warnings_of
@@ -20,18 +20,21 @@ def fill_pages(root: Path) -> dict[Path, str]:
 
     In README.md and docs/, a table lies between `<!-- MARK -->` and `<!-- end of MARK -->`. The rest of the page is kept.
     """
+    rows, published = read_rows(root), paper_lines(root)
     tables = (
-        ("README.md", "headline", headline_table),
-        ("docs/findings.md", "tables", auc_tables),
-        ("docs/cost.md", "cost", cost_table),
-        ("docs/cost.md", "growth", growth_table),
-        ("docs/serve.md", "serving", serving_table),
+        ("README.md", "headline", headline_table(rows, published)),
+        ("docs/findings.md", "tables", auc_tables(rows, published)),
+        ("docs/cost.md", "cost", cost_table(root)),
+        ("docs/cost.md", "growth", growth_table(root)),
+        ("docs/serve.md", "serving", serving_table(root)),
     )
     pages: dict[Path, str] = {}
     for page, mark, table in tables:
         path = root / page
-        pages[path] = fill(pages.get(path) or path.read_text(), mark, table(root), page)
-    return pages | {root / "docs" / "claims.md": claims_page(root), root / "results" / "README.md": results_page(root)}
+        pages[path] = fill(pages.get(path) or path.read_text(), mark, table, page)
+    pages[root / "docs" / "claims.md"] = claims_page(rows)
+    pages[root / "results" / "README.md"] = results_page(rows, published)
+    return pages
 
 
 def fill(text: str, mark: str, table: str, page: str) -> str:
@@ -43,17 +46,17 @@ def fill(text: str, mark: str, table: str, page: str) -> str:
     return f"{before}{start}{table}\n{end}{after}"
 
 
-def headline_table(root: Path) -> str:
+def headline_table(rows: Rows, published: PaperLines) -> str:
     """README's table: the undefended classifier without and with Diffence, in every profile with seed 0.
 
     The last line is the paper's average over its three data sets (Table III).
     """
     lines = []
-    for (dataset, _), rows in load_rows(root).items():
-        first = rows[0]
+    for (dataset, _), evaluations in by_setting(rows).items():
+        first = evaluations[0]
         if first["seed"] or first["overrides"] or first["protocol"] != "clean" or first["defense"] != "undefended":
             continue
-        undefended = [row for row in rows if row["defense"] == "undefended"]
+        undefended = [row for row in evaluations if row["defense"] == "undefended"]
         changed = sum(sum(row["diffence"]["labels_changed"].values()) for row in undefended if row["diffence"])
         lines.append(
             {
@@ -65,34 +68,36 @@ def headline_table(root: Path) -> str:
                 "labels changed": str(changed),
             }
         )
-    published = {
-        scenario: f"{line['auc'] / 100:.3f}"
-        for (defense, scenario), line in paper_lines(root).items()
-        if defense == "undefended"
+    averages = {
+        scenario: f"{line['auc'] / 100:.3f}" for (defense, scenario), line in published.items() if defense == "undefended"
     }
-    lines.append({"data set, profile": "the paper's average", **published})
+    lines.append({"data set, profile": "the paper's average", **averages})
     return as_markdown(pd.DataFrame(lines).fillna("-"))
 
 
-def auc_tables(root: Path) -> str:
+def auc_tables(rows: Rows, published: PaperLines) -> str:
     """The tables of docs/findings.md.
 
     A setting with seed 0 and without overrides has an `auc_table`, a setting that only adds shadow models a `shadow_table`.
     """
-    parts, published = [], paper_lines(root)
-    for (dataset, _), rows in load_rows(root).items():
-        first = rows[0]
+    parts = []
+    for (dataset, _), evaluations in by_setting(rows).items():
+        first = evaluations[0]
         scored = "{members:,} + {non_members:,}".format(**first["scored"])
         title = f"**{dataset}, {setting_title(first)}**, scored {scored}"
         shadows = first["config"]["attack"]["shadows"]
         if first["seed"] == 0 and not first["overrides"]:
             paper = published if is_compared_with_paper(first) else None
             beside = "; ours / Table III of the paper, whose sizes differ" if paper is not None else ""
-            parts.append(f"{title}: best AUC of the paper's five attacks{beside}.\n\n{as_markdown(auc_table(rows, paper))}")
+            parts.append(
+                f"{title}: best AUC of the paper's five attacks{beside}.\n\n{as_markdown(auc_table(evaluations, paper))}"
+            )
         elif shadows and first["overrides"] == [f"attack.shadows={shadows}"]:
             rate = f"{100 * first['config']['attack']['fpr']:g}%"
-            parts.append(f"{title}: AUC (TPR at {rate} FPR) with {shadows} shadow models.\n\n{as_markdown(shadow_table(rows))}")
-            parts += warnings_of(rows)
+            parts.append(
+                f"{title}: AUC (TPR at {rate} FPR) with {shadows} shadow models.\n\n{as_markdown(shadow_table(evaluations))}"
+            )
+            parts += warnings_of(evaluations)
     return "\n\n".join(parts)
 
 

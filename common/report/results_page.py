@@ -3,15 +3,14 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from common.metrics.intervals import mean_and_sd
 from common.report.experiments import intervals_markdown, label_only_markdown, repeated_queries_markdown, worst_case_markdown
-from common.report.load import Rows, load_rows, rows_of_kind
-from common.report.paper import is_compared_with_paper, paper_comparison, paper_lines
+from common.report.load import Rows, by_setting, of_kind
+from common.report.paper import PaperLines, is_compared_with_paper, paper_comparison
 from common.report.rows import as_markdown, name_columns, setting_title, tables_markdown
 
 PREFACE = """# Results
@@ -29,24 +28,24 @@ PREFACE = """# Results
 - *draws* is the mean number of candidates that a query needs if they are drawn one by one."""
 
 
-def results_page(root: Path) -> str:
+def results_page(rows: Rows, published: PaperLines) -> str:
     """results/README.md: the tables of every setting, the comparison with the paper, means over seeds, further experiments."""
-    parts, by_setting, paper = [PREFACE], load_rows(root), paper_lines(root)
-    for (dataset, _), rows in by_setting.items():
-        first = rows[0]
-        facts = next((row["diffence"] for row in rows if row["diffence"]), None)
+    parts, settings = [PREFACE], by_setting(rows)
+    for (dataset, _), evaluations in settings.items():
+        first = evaluations[0]
+        facts = next((row["diffence"] for row in evaluations if row["diffence"]), None)
         diffence = f"; N = {facts['n']}, T = {facts['t']}" if facts else ""
-        commits = dict.fromkeys(row["commit"] for row in rows)
+        commits = dict.fromkeys(row["commit"] for row in evaluations)
         parts.append(
             f"**{dataset}, {setting_title(first)}**: {first['config']['data']['members']:,} members, scored "
             f"{first['scored']['members']:,} + {first['scored']['non_members']:,}, train accuracy of scored members "
             f"{100 * first['accuracy']['members']:.1f}%{diffence}; commit {' '.join(commits)}, torch {first['torch']}, "
-            f"{first['device']}.\n\n{tables_markdown(rows)}"
+            f"{first['device']}, {first.get('threads', 'unknown')} thread(s).\n\n{tables_markdown(evaluations)}"
         )
         if is_compared_with_paper(first):
-            parts.append(paper_comparison(rows, paper))
-    evaluations = [row for rows in by_setting.values() for row in rows]
-    return "\n\n".join([*parts, *seed_tables(evaluations), *experiment_tables(root)]) + "\n"
+            parts.append(paper_comparison(evaluations, published))
+    in_order = [row for evaluations in settings.values() for row in evaluations]
+    return "\n\n".join([*parts, *seed_tables(in_order), *experiment_tables(rows)]) + "\n"
 
 
 def seed_tables(rows: Rows) -> list[str]:
@@ -92,7 +91,7 @@ def mean_and_sd_text(values: pd.Series, digits: int) -> str:
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
-def experiment_tables(root: Path) -> list[str]:
+def experiment_tables(rows: Rows) -> list[str]:
     """The tables of each row of the experiments beside the evaluations, as Markdown."""
     parts = []
     for kind, title, as_table in (
@@ -101,7 +100,7 @@ def experiment_tables(root: Path) -> list[str]:
         ("intervals", "intervals of scenario 1", intervals_markdown),
         ("worst_case", "images with a wrong label", worst_case_markdown),
     ):
-        for row in rows_of_kind(root, kind):
+        for row in of_kind(rows, kind):
             scored = "{members:,} + {non_members:,}".format(**row["scored"])
             queries = f", M = {row['m']} queries an image" if "m" in row else ""
             caption = f"**{title}: {row['dataset']}, {setting_title(row)}, {row['defense']}**: scored {scored}{queries}"
