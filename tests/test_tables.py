@@ -198,6 +198,25 @@ def test_rows_of_several_seeds_become_a_mean_and_a_deviation(tmp_path: Path) -> 
     assert cells(text, "selena")["best AUC [95%]"].startswith("0.750")
 
 
+def test_differences_over_seeds_have_an_interval(tmp_path: Path) -> None:
+    """HAMP is .05 above the undefended classifier of seed 0 and .1 below that of seed 1; Student's quantile is 12.706."""
+    rows = [
+        row_of(),
+        row_of(seed=1),
+        row_of("hamp"),
+        row_of("hamp", seed=1),
+        row_of("selena", seed=1),
+        row_of("selena", seed=2),
+    ]
+    for row, auc in zip(rows, (0.7, 0.8, 0.75, 0.7, 0.6, 0.6), strict=True):
+        row["best"]["auc"] = auc
+    write_rows(tmp_path, *rows)
+    text = results_page(read_rows(tmp_path), paper_lines(tmp_path))
+    over, column = text[text.index("over seeds") :], "minus undefended [95%]"
+    assert cells(over, "hamp")[column] == "-0.025 [-0.978, +0.928]"
+    assert cells(over, "undefended")[column] == cells(over, "selena")[column] == "-"  # selena shares one seed
+
+
 def test_the_order_is_the_papers_and_other_experiments_stay_out(tmp_path: Path) -> None:
     write_rows(tmp_path, *(row_of(name) for name in ("zebra", "advreg", "selena", "undefended")), row_of("selena", "2"))
     other = row_of("hamp") | {"kind": "repeated_queries", "runs": []}

@@ -10,7 +10,7 @@ from common.attacks import Scores
 from common.audit import audit
 from common.errors import UserError
 from common.metrics import privacy as metrics
-from common.metrics.intervals import clopper_pearson, delong_interval, mean_and_sd
+from common.metrics.intervals import clopper_pearson, delong_interval, mean_and_sd, mean_interval
 from common.pair import Pair
 
 
@@ -180,3 +180,9 @@ def test_mean_and_sample_deviation() -> None:
     assert mean_and_sd([2, 4, 4, 4, 5, 5, 7, 9]) == (5.0, pytest.approx(math.sqrt(32 / 7)))
     with pytest.raises(UserError, match="at least 2"):
         mean_and_sd([0.7])
+
+
+def test_the_interval_of_a_mean() -> None:
+    """Student's quantile at 97.5% is 4.302653 with 2 degrees of freedom; the deviation of 1, 2, 3 is 1."""
+    half_width = 4.302653 / math.sqrt(3)
+    assert mean_interval([1, 2, 3]) == pytest.approx([2 - half_width, 2 + half_width])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta, norm, rankdata
+from scipy.stats import beta, norm, rankdata, t
 
 from common.errors import UserError
 
@@ -70,6 +70,16 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     if len(values) < 2:
         raise UserError(f"a standard deviation over seeds needs at least 2 of them, not {len(values)}.")
     return float(np.mean(values)), float(np.std(values, ddof=1))
+
+
+def mean_interval(values: Sequence[float]) -> list[float]:
+    """The 95% confidence interval [low, high] of the mean of a metric over several seeds, by Student's t.
+
+    Raises UserError for fewer than two values.
+    """
+    mean, deviation = mean_and_sd(values)
+    half_width = t.isf((1 - LEVEL) / 2, len(values) - 1) * deviation / len(values) ** 0.5
+    return [float(mean - half_width), float(mean + half_width)]
 
 
 def checked_scores(member: ArrayLike, non_member: ArrayLike) -> tuple[Floats, Floats]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from common.metrics.intervals import mean_and_sd
+from common.metrics.intervals import mean_and_sd, mean_interval
 from common.report.experiments import intervals_markdown, label_only_markdown, repeated_queries_markdown, worst_case_markdown
 from common.report.load import Rows, by_setting, of_kind
 from common.report.paper import PaperLines, is_compared_with_paper, paper_comparison
@@ -58,11 +58,20 @@ def seed_tables(rows: Rows) -> list[str]:
     setting_keys, line_keys = ["dataset", "setting", "config"], ["defense", "Diffence"]
     cells: dict[str, Callable[..., str]] = {"seeds": ", ".join, "test acc %": partial(mean_and_sd_text, digits=1)}
     cells |= dict.fromkeys(("best AUC", "best ACC", "gap floor", "null AUC", "ECE"), partial(mean_and_sd_text, digits=3))
+    cells |= {"minus undefended [95%]": difference_text}
     parts = []
     for (dataset, name, _), frame in pd.DataFrame(map(_seed_columns, rows)).groupby(setting_keys, sort=False):
+        undefended = frame[frame["defense"] == "undefended"].set_index(["Diffence", "seeds"])["best AUC"]
+        same = undefended.reindex(pd.MultiIndex.from_frame(frame[["Diffence", "seeds"]]))  # Diffence and seed
+        others = frame["defense"] != "undefended"
+        frame = frame.assign(**{"minus undefended [95%]": (frame["best AUC"] - same.to_numpy()).where(others)})
         several_seeds = frame.groupby(line_keys).filter(lambda line_rows: len(line_rows) > 1)
         if not several_seeds.empty:
-            title = f"**{dataset}, {name}, over seeds**: mean ± standard deviation (n - 1) of models from several seeds."
+            title = (
+                f"**{dataset}, {name}, over seeds**: mean ± standard deviation (n - 1) of models from several seeds. The last "
+                "column is the difference of the best AUC from that of the undefended classifier of the same seed, with "
+                "Student's interval of its mean. An interval that contains 0 is a difference that may be noise."
+            )
             table = several_seeds.groupby(line_keys, sort=False).agg(cells).reset_index()
             parts.append(f"{title}\n\n{as_markdown(table)}")
     return parts
@@ -89,6 +98,15 @@ def mean_and_sd_text(values: pd.Series, digits: int) -> str:
     """Mean ± sample standard deviation of a metric over seeds."""
     mean, deviation = mean_and_sd(values.tolist())
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+
+
+def difference_text(values: pd.Series) -> str:
+    """The mean of differences over seeds with its interval; "-" where fewer than two seeds have both classifiers."""
+    differences = values.dropna().tolist()
+    if len(differences) < 2:
+        return "-"
+    low, high = mean_interval(differences)
+    return f"{mean_and_sd(differences)[0]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def experiment_tables(rows: Rows) -> list[str]:
