@@ -1,6 +1,7 @@
 """The committed rows bear out what docs/findings.md and docs/cost.md say of them."""
 
 import json
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ from conftest import ROOT
 
 from common.attacks.shadow import SHADOW_ATTACKS
 from common.defenses.hamp import top_probability
+from common.report.frontier import cell_in, over_bare
 from common.report.load import by_setting, of_kind, read_rows
 from common.report.paper import PAPER_DEFENSES, paper_lines, paper_table
 
@@ -351,6 +353,22 @@ def test_on_cifar100_every_defense_ends_at_a_high_gap_floor() -> None:
     for defense in ("undefended", "hamp", "relaxloss", "memguard"):
         accuracy = rows[defense, None]["accuracy"]
         assert 0.35 < accuracy["non_members"] < 0.45 and accuracy["members"] > 0.95, defense
+
+
+def test_a_hundredth_of_the_papers_network_protects_as_well() -> None:
+    rows = {(row["network"], row["training"]): row for row in of_kind(read_rows(ROOT), "frontier")}
+    small, alone, wide = rows["width 16", "up to T"], rows["width 16", "T alone"], rows["width 32", "up to T"]
+    assert ("width 64", "up to T") not in rows and ("width 64", "T alone") not in rows, (
+        "the page says that they are not measured"
+    )
+    assert round(small["cost"]["gflop"]["unet"], 2) == 0.12 and round(wide["cost"]["gflop"]["unet"], 2) == 0.49
+    for scenario in ("1", "3"):
+        cells = [cell_in(row, scenario) for row in (small, alone, wide)]
+        for one, other in product(cells, cells):
+            assert one["auc_interval"][0] < other["best"]["auc"] < one["auc_interval"][1]
+        assert all(abs(cell["best"]["auc"] - small["gap_floor"]) < 0.02 for cell in cells)
+    assert all(7 < over_bare(row, "3") < 10 for row in (small, alone, wide))
+    assert over_bare(alone, "1") < 12 < min(over_bare(small, "1"), over_bare(wide, "1"))
 
 
 def test_soft_labels_cause_what_hamp_adds() -> None:
