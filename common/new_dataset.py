@@ -80,6 +80,7 @@ defenses:
   advreg: {{alpha: 1.0, attack_batches: 2, attack_lr: 1.0e-3}}
   dpsgd: {{groups: 4}} # of GroupNorm; Opacus's default has one channel in each group of a narrow network
   dpsgd-private: {{groups: 4, target_epsilon: 8.0}}
+  dpsgd-strong: {{groups: 4, batch_size: 256, epochs: 30, lr: 4.0e-3, views: 2, ema_decay: 0.98}}
   memguard: {{epochs: 100, lr: 0.1, batch_size: 32}} # the published lr learns nothing from so few examples
 """
 NEXT = """\

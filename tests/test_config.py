@@ -100,6 +100,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "memguard": {"epsilon": 1.0, "steps": 300, "epochs": 400, "lr": 1e-3, "batch_size": 64},
 }
 DEFAULTS["dpsgd-private"] = DEFAULTS["dpsgd"] | {"target_epsilon": 8.0}
+DEFAULTS["dpsgd-strong"] = DEFAULTS["dpsgd"] | {
+    "noise_multiplier": 0.2,
+    "max_grad_norm": 1.0,
+    "groups": 16,
+    "batch_size": 2048,
+    "epochs": 200,
+    "lr": 2e-3,
+    "views": 8,
+    "shift": 4,
+    "flip": True,
+    "ema_decay": 0.999,
+}
 
 
 @pytest.mark.parametrize("name", DEFENSES)

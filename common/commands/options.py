@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from common.run import Run
 
 # The text of --help. It is not made from common.defenses.DEFENSES, which imports PyTorch.
-DEFENSE_NAMES = "undefended, selena, advreg, hamp, relaxloss, dpsgd, dpsgd-private, memguard, or your own"
+DEFENSE_NAMES = "undefended, selena, advreg, hamp, relaxloss, dpsgd, dpsgd-private, dpsgd-strong, memguard, or your own"
 
 # Options that stand for a setting: `--n 10` is `--set diffence.n=10`.
 SETTINGS = {"n": "diffence.n", "t": "diffence.t", "shadows": "attack.shadows"}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from common.data.partition import Split
-from common.defenses import advreg, dpsgd, hamp, memguard, relaxloss, selena, undefended
+from common.defenses import advreg, dpsgd, dpsgd_strong, hamp, memguard, relaxloss, selena, undefended
 from common.errors import check_name
 from common.run import Run
 from common.training import options_of, target_classifier
@@ -51,6 +51,7 @@ DEFENSES = {
     dpsgd.PRIVATE: Defense(
         partial(dpsgd.train, name=dpsgd.PRIVATE), dpsgd.PrivateOptions, partial(dpsgd.build, name=dpsgd.PRIVATE)
     ),
+    dpsgd_strong.NAME: Defense(dpsgd_strong.train, dpsgd_strong.Options, dpsgd_strong.build),
     "memguard": Defense(memguard.train, memguard.Options, memguard.build, needs=("undefended",)),
 }
 

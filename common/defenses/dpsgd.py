@@ -43,7 +43,7 @@ class Options:
     max_grad_norm: float = 1.2  # L2 norm to which the gradient of a sample is clipped
     target_epsilon: float = 0.0  # if above 0, the noise multiplier is computed from it and `noise_multiplier` is ignored
     delta: float = 1e-5
-    groups: int = 0  # of each GroupNorm; 0 = gcd(32, channels), which is too many for a narrow network (see `build`)
+    groups: int = 0  # of each GroupNorm; 0 = gcd(32, channels), which is too many for a narrow network (see `with_group_norm`)
     physical_batch: int = 256  # the largest number of samples whose gradients are in memory at the same time
 
     def __post_init__(self) -> None:
@@ -144,12 +144,22 @@ class DPSGD(Objective):
             "delta": self.options.delta,
             "noise_multiplier": self.noise_multiplier,
             "sample_rate": self.sample_rate,
-            "steps": sum(steps for _, _, steps in self.accountant.history),
+            "steps": self.steps,
         }
+
+    @property
+    def steps(self) -> int:
+        """How many steps have been made, those on empty batches included."""
+        return sum(steps for _, _, steps in self.accountant.history)
 
 
 def build(run: Run, name: str = "dpsgd") -> nn.Module:
-    """The run's architecture, with GroupNorm in place of BatchNorm.
+    """The run's architecture, with GroupNorm in place of BatchNorm; see `with_group_norm`."""
+    return with_group_norm(target_classifier(run), options_of(run, name, OPTIONS[name]).groups)
+
+
+def with_group_norm(model: nn.Module, groups: int) -> nn.Module:
+    """A copy of `model` with GroupNorm in place of BatchNorm.
 
     By default a layer has gcd(32, channels) groups, as in Opacus. A layer of 8, 16 or 32 channels then has one group for each
     channel, which makes all channels of an image equally strong. With a network of width 16, the accuracy on CPU-sized data
@@ -157,9 +167,8 @@ def build(run: Run, name: str = "dpsgd") -> nn.Module:
     """
     from opacus.validators import ModuleValidator
 
-    groups = options_of(run, name, OPTIONS[name]).groups
     try:
-        return ModuleValidator.fix(target_classifier(run), num_groups=groups or None)
+        return ModuleValidator.fix(model, num_groups=groups or None)
     except ValueError as error:
         raise UserError(f"defenses.dpsgd.groups = {groups} does not divide the channels of every layer.") from error
 

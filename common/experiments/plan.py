@@ -193,8 +193,13 @@ def experiment_state(kind: str, defenses: Sequence[str], run: Run) -> str:
 
 
 def _same_config(row: dict[str, Any], run: Run) -> bool:
-    """Whether a row was made under the run's config. Settings that are newer than the row had their defaults."""
-    return with_defaults(row["config"]) == run.config.as_dict()
+    """Whether a row was made under the run's config.
+
+    Settings that are newer than the row had their defaults, and defenses that are newer had no part in it.
+    """
+    stored, wanted = with_defaults(row["config"]), run.config.as_dict()
+    wanted["defenses"] = {name: section for name, section in wanted["defenses"].items() if name in stored["defenses"]}
+    return stored == wanted
 
 
 def _compare(stored: Any, wanted: dict[str, Any]) -> str:

@@ -186,7 +186,7 @@ def dpsgd_costs_most(results: Results) -> list[Evidence]:
     evidence = []
     for where, rows in results.evaluations.items():
         accuracy = {name: row["accuracy"]["non_members"] for (name, scenario), row in rows.items() if scenario is None}
-        published = {name: value for name, value in accuracy.items() if name != "dpsgd-private"}
+        published = {name: value for name, value in accuracy.items() if not name.startswith("dpsgd-")}
         if "dpsgd" in published and len(published) > 3:
             figures = ", ".join(f"{name} {100 * value:.1f}%" for name, value in published.items())
             evidence.append(Evidence(where, figures, min(published, key=published.__getitem__) == "dpsgd"))

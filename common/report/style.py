@@ -36,6 +36,7 @@ DEFENSE_TITLES = {
     "dpsgd": "DP-SGD",
     "memguard": "MemGuard",
     "dpsgd-private": "DP-SGD, epsilon 8",
+    "dpsgd-strong": "DP-SGD, tuned",
 }
 DIFFENCE_TITLES = {
     None: "without Diffence",
@@ -66,7 +67,7 @@ DIFFENCE_STYLES: dict[str | None, dict[str, Any]] = {
     "3": {"color": "#009e73", "hatch": "xxxx", "linestyle": ":"},
     "average": {"color": "#cc79a7", "hatch": "++++", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
 }
-DEFENSE_MARKERS = dict(zip(DEFENSE_TITLES, "osD^vPX*", strict=True))
+DEFENSE_MARKERS = dict(zip(DEFENSE_TITLES, "osD^vPX*h", strict=True))
 MEMBER_STYLES: dict[str, dict[str, Any]] = {
     "members": {"color": "#882255", "alpha": 0.75},
     "non-members": {"color": "#88ccee", "alpha": 0.75, "hatch": "////"},
