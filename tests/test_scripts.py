@@ -54,7 +54,10 @@ def test_the_default_profile_of_the_papers_data_sets_is_the_papers(workspace: Pa
     assert "(default: paper)" in help_of(workspace, "cifar100/data_partition.py")
 
 
-@pytest.mark.parametrize("module", ["common.audit", "common.grid", "common.report", "common.launch", "common.new_dataset"])
+MODULES = ("common.audit", "common.grid", "common.report", "common.launch", "common.new_dataset", "common.reproduce")
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_help_of_the_modules_answers_at_once(workspace: Path, module: str) -> None:
     help_of(workspace, module, "-m")
 
