@@ -28,18 +28,16 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     parsed, started = parse(folder, arguments), perf_counter()
     from common.data import DATASETS
     from common.defenses import DEFENSES, with_options
-    from common.reproduce import throughput  # noqa: F401 - imports all that a job does, which is what the start of a job takes
     from common.reproduce.work import PROTOCOL, SCENARIOS
     from common.run import open_run
 
-    imports = perf_counter() - started
     defenses = parsed.defenses or list(dict.fromkeys([*launch.PRIORITY, *DEFENSES]))
     check_name("data set", parsed.dataset, tuple(DATASETS))
     for defense in defenses:
         check_name("defense", defense, tuple(DEFENSES))
     run = with_options(open_run(folder / parsed.dataset, parsed))
     if parsed.dry_run or parsed.forecast:
-        print_forecast(run, defenses, parsed.minutes, imports)
+        print_forecast(run, defenses, parsed.minutes, started)
     if parsed.dry_run:
         return
     options = ["--datasets", parsed.dataset, "--profile", parsed.profile, "--seed", str(parsed.seed), "--device", parsed.device]
@@ -68,20 +66,23 @@ def parse(folder: Path, arguments: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
-def print_forecast(run: Run, defenses: Sequence[str], minutes: float, start: float) -> None:
-    """Time the run's device, and print the minutes of every job. `start` is the seconds that a job's imports take."""
+def print_forecast(run: Run, defenses: Sequence[str], minutes: float, started: float) -> None:
+    """Time the run's device, and print the minutes of every job.
+
+    `started` is when the first import began (`perf_counter`). The imports are what the start of a job takes.
+    """
     from common.experiments.plan import MISSING, plan_jobs
     from common.reproduce.forecast import forecast, forecast_table, seconds_table
     from common.reproduce.throughput import measure
     from common.reproduce.work import PROTOCOL, SCENARIOS, START, Work, work_of
     from common.run import environment
 
+    imported = perf_counter()
     jobs = plan_jobs([run], defenses, SCENARIOS, PROTOCOL)
     works = [work_of(job, run) if job.state() == MISSING else Work() for job in jobs]
-    started = perf_counter()
-    seconds = {START: start} | measure(run, {unit for work in works for unit in work})
-    took, machine = perf_counter() - started, environment(run)
-    print(f"{machine['device']}, threads: {machine['threads']}, measured for {took:.0f} seconds\n")
+    seconds = {START: imported - started} | measure(run, {unit for work in works for unit in work})
+    took, machine = perf_counter() - imported, environment(run)
+    print(f"{machine['device']}, threads: {machine['threads']}, measured in {took:.0f} seconds\n")
     print(seconds_table(seconds, works), end="\n\n")
     print(forecast_table(forecast(jobs, works, seconds, minutes), minutes))
 

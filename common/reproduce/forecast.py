@@ -33,7 +33,7 @@ def forecast(jobs: Sequence[Job], works: Sequence[Work], seconds: Mapping[str, f
     """
     lines: list[Line] = []
     total = 0.0
-    states = {}
+    states: dict[str, str] = {}
     for job, work in zip(jobs, works, strict=True):
         unmet = next((need for need in job.needs if states[need] not in (DONE, MISSING)), None)
         states[job.name] = job.state() if unmet is None else f"needs {unmet}"

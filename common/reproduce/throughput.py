@@ -9,7 +9,10 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
+import opacus  # noqa: F401 - here, like PyTorch's compiler, which every optimizer imports, so that no trial waits for them
 import torch
+import torch._dynamo
+from diffusers.training_utils import EMAModel
 
 from common.attacks import NNOptions, Outputs
 from common.attacks.nn import nn_attack
@@ -33,12 +36,14 @@ PREDICTED = 500  # images in a batch of `predict`
 class Trial:
     """Work that can be done at any size, such as a training step on so many images.
 
-    work: does it. size: that of the profile. units: how many units of work it is at this size.
+    work: does it. size: that of the profile. units: how many units of work it is at this size. smallest: the size to begin
+    with. BatchNorm needs two images.
     """
 
     work: Callable[[int], object]
     size: int
     units: int = 1
+    smallest: int = 2
 
 
 def measure(
@@ -55,37 +60,44 @@ def measure(
         name, *rest = left
         deadline = now() + (end - now()) / len(left)
         trial = TRIALS[name](run)
-        measured[name] = seconds_of(_synchronised(trial.work, run.device), trial.size, deadline, now) / trial.units
+        trial = replace(trial, work=_synchronised(trial.work, run.device))
+        measured[name] = seconds_of(trial, deadline, now) / trial.units
         left = rest
     if run.device.type == "cuda":
         torch.cuda.empty_cache()  # the jobs are other processes, which need the memory
     return measured
 
 
-def seconds_of(work: Callable[[int], object], size: int, deadline: float, now: Callable[[], float] = perf_counter) -> float:
-    """The seconds of `work(size)`, measured until the `deadline` of the clock `now`.
+def seconds_of(trial: Trial, deadline: float, now: Callable[[], float] = perf_counter) -> float:
+    """The seconds of a trial of its full size, measured until the `deadline` of the clock `now`.
 
-    Trials begin small and grow while a larger one and its warm-up are expected to end in time. Where the full size does not
-    fit, the time of the largest trial is scaled in proportion.
+    It begins small and grows while a larger size, with its warm-up, is expected to end in time. What a size takes that was not
+    tried lies on the straight line through the last two that were. After the first one, the line begins at no time for size 0.
     """
 
     def timed() -> float:
         started = now()
-        work(tried)
+        trial.work(tried)
         return now() - started
 
-    tried = min(2, size)
+    def expected(size: int) -> float:
+        slope = (seconds - seconds_before) / (tried - tried_before)
+        return seconds + max(slope, 0.0) * (size - tried)
+
+    tried, tried_before, seconds_before = min(trial.smallest, trial.size), 0, 0.0
     while True:
-        times = [timed()]
-        if now() + times[0] <= deadline:
-            times = [timed()]  # the first one was a warm-up
-        larger = min(GROWTH * tried, size)
-        if tried == size or now() + 2 * times[0] * larger / tried > deadline:
+        seconds = timed()
+        if now() + seconds <= deadline:
+            seconds = timed()  # the first time was a warm-up
+        larger = min(GROWTH * tried, trial.size)
+        if tried == trial.size or now() + 2 * expected(larger) > deadline:
             break
-        tried = larger
+        tried, tried_before, seconds_before = larger, tried, seconds
+    times = [seconds]
     while len(times) < REPEATS and now() + times[-1] <= deadline:
         times.append(timed())
-    return median(times) * size / tried
+    seconds = median(times)
+    return expected(trial.size)
 
 
 def _synchronised(work: Callable[[int], object], device: torch.device) -> Callable[[int], object]:
@@ -161,12 +173,10 @@ def candidate(run: Run) -> Trial:
         queries = torch.arange(images)
         reconstruct(examples.pixels(slice(images)).to(run.device), queries, queries).half().cpu()
 
-    return Trial(draw, config.batch, units=config.batch)
+    return Trial(draw, config.batch, units=config.batch, smallest=1)
 
 
 def diffusion_step(run: Run) -> Trial:
-    from diffusers.training_utils import EMAModel
-
     config = run.config.ddpm
     images = _examples(run, config.batch_size).to(run.device)
     unet = build_unet(config, _size(run)).to(run.device, memory_format=torch.channels_last).train()
@@ -178,7 +188,7 @@ def diffusion_step(run: Run) -> Trial:
         ddpm_step(network, optimizer, images, replace(config, batch_size=batch), 0, 0)
         average.step(unet.parameters())
 
-    return Trial(step, config.batch_size)
+    return Trial(step, config.batch_size, smallest=1)
 
 
 # By unit, the cheap ones first, because what they leave of their time goes to the others.
