@@ -3,6 +3,8 @@
 import dataclasses
 import shutil
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,10 @@ from common.config import Attack, Config, Data, Diffence, Train
 from common.data.partition import load_split
 from common.defenses import DEFENSES, with_options
 from common.experiments.plan import DONE, MISSING, Job, plan_jobs
-from common.reproduce import work
+from common.reproduce import throughput, work
 from common.reproduce.__main__ import main, parse
 from common.reproduce.forecast import FITS, LATER, STARTED, forecast
-from common.reproduce.throughput import Trial, measure, seconds_of
+from common.reproduce.throughput import TRIALS, Trial, measure, seconds_of
 from common.reproduce.work import Work, work_of
 from common.run import Run
 
@@ -183,39 +185,31 @@ def test_wrong_arguments(call: Call, arguments: list[str], words: str) -> None:
     assert words in refusal(call(main, ROOT, "--dry-run", *arguments))
 
 
-def test_as_the_launcher_would_and_continued(
-    trained: Path, tiny: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The forecast has the launcher's jobs in the launcher's order. What --minutes stopped is continued, by either command."""
+def test_the_forecast_has_the_jobs_of_the_launcher(tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its order, with all units measured, for two seconds here. Nothing is run."""
+    given: dict[str, object] = {}
+    monkeypatch.setattr(launch, "only_launcher", lambda folders: nullcontext())
+    monkeypatch.setattr(launch, "run_jobs", lambda jobs, minutes, *_: given.update(jobs=jobs, minutes=minutes) or True)
+    monkeypatch.setattr(throughput, "measure", partial(measure, seconds=2))
+    command = ["--dataset", "synthetic", "--profile", tiny, "--device", "cpu", "--minutes", "1e-5"]
+    shown = call(main, ROOT, *command, "--forecast")
+    assert shown.code == 0, shown.err
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.out.splitlines() if line.startswith("| ")]
+    units, jobs = ([line for line in cells if len(line) == length] for length in (3, 5))
+    assert [line[0] for line in units[1:]] == [work.START, *TRIALS]
+    assert all(float(line[1].replace(",", "")) > 0 for line in units[1:])
+    assert jobs[0][4] == "after 1e-05 minutes" and [line[4] for line in jobs[1:]] == [STARTED, *[LATER] * (len(jobs) - 2)]
+    assert isinstance(given["jobs"], list) and [job.name for job in given["jobs"]] == [line[0] for line in jobs[1:]]
+    assert given["minutes"] == 1e-5
+    given.clear()
+    assert "evaluate memguard" in call(main, ROOT, *command, "--dry-run").out and not given
+
+
+def test_stopped_by_the_minutes_and_continued(trained: Path, tiny: Path, tmp_path: Path) -> None:
     tree = Path(shutil.copytree(trained.parent, tmp_path / "tree", ignore=shutil.ignore_patterns("candidates", "results")))
-    options = ["--profile", str(tiny), "--device", "cpu", "--defenses", "undefended", "hamp"]
-    command = ["--dataset", "synthetic", *options]
-
-    def reproduce(*more: str) -> str:
-        answer = run_script(tree, "common.reproduce", *command, *more, options=("-m",))
-        assert answer.code == (1 if "out of time" in answer.out else 0), answer.err
-        return answer.out
-
-    shown = reproduce("--dry-run", "--minutes", "0.02")
-    names = [line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("| synthetic ")]
-    assert names == [
-        f"synthetic {what}"
-        for what in (
-            "partition",
-            "ddpm",
-            "candidates",
-            "train undefended",
-            "evaluate undefended",
-            "train hamp",
-            "evaluate hamp",
-        )
-    ]
-    assert "| after 0.02 minutes" in shown and LATER in shown and "| done " in shown
-    assert "out of time" in reproduce("--minutes", "0.02")
-    results = tree / "synthetic/evaluate_MIAs/results/tiny"
-    assert not (results / "hamp.json").exists()
-    finished = reproduce("--forecast")
-    assert finished.index("in all") < finished.index("started   synthetic candidates")
-    plan = run_script(tree, "all-train-all.sh", "--datasets", "synthetic", *options, "--dry-run").out.splitlines()
-    assert len(plan) == len(names) and all(line.startswith(DONE) for line in plan)
-    assert launch.PRIORITY[0] == "undefended"
+    command = ["--dataset", "synthetic", "--profile", tiny, "--device", "cpu", "--defenses", "undefended"]
+    row = tree / "synthetic/evaluate_MIAs/results/tiny/undefended_w_Diffence_scenario2.json"
+    stopped = run_script(tree, "common.reproduce", *command, "--minutes", "0.01", options=("-m",))
+    assert stopped.code == 1 and "out of time" in stopped.out and not row.exists(), stopped
+    finished = run_script(tree, "common.reproduce", *command, options=("-m",))
+    assert finished.code == 0 and row.is_file(), finished
