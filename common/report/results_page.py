@@ -51,11 +51,12 @@ def results_page(rows: Rows, published: PaperLines) -> str:
 def seed_tables(rows: Rows) -> list[str]:
     """Mean ± sample standard deviation over seeds, as Markdown: a table for each setting with several seeds.
 
-    Two rows are of one setting if data set, profile, protocol, overrides and the whole config are the same.
+    Two rows are of one setting if data set, profile, protocol, overrides and the whole config are the same, but for the options
+    of defenses. Two rows are of one line if the options of their defense are the same too.
     """
     if not rows:
         return []
-    setting_keys, line_keys = ["dataset", "setting", "config"], ["defense", "Diffence"]
+    setting_keys, line_keys = ["dataset", "setting", "config"], ["defense", "Diffence", "options"]
     cells: dict[str, Callable[..., str]] = {"seeds": ", ".join, "test acc %": partial(mean_and_sd_text, digits=1)}
     cells |= dict.fromkeys(("best AUC", "best ACC", "gap floor", "null AUC", "ECE"), partial(mean_and_sd_text, digits=3))
     cells |= {"minus undefended [95%]": difference_text}
@@ -72,7 +73,7 @@ def seed_tables(rows: Rows) -> list[str]:
                 "column is the difference of the best AUC from that of the undefended classifier of the same seed, with "
                 "Student's interval of its mean. An interval that contains 0 is a difference that may be noise."
             )
-            table = several_seeds.groupby(line_keys, sort=False).agg(cells).reset_index()
+            table = several_seeds.groupby(line_keys, sort=False).agg(cells).reset_index().drop(columns="options")
             parts.append(f"{title}\n\n{as_markdown(table)}")
     return parts
 
@@ -82,7 +83,8 @@ def _seed_columns(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "dataset": row["dataset"],
         "setting": ", ".join([row["profile"], row["protocol"], *row["overrides"]]),
-        "config": json.dumps(row["config"], sort_keys=True),
+        "config": json.dumps({**row["config"], "defenses": None}, sort_keys=True),
+        "options": json.dumps(row["config"]["defenses"].get(row["defense"]), sort_keys=True),
         **name_columns(row),
         "seeds": str(row["seed"]),
         "test acc %": 100 * row["accuracy"]["non_members"],
