@@ -12,9 +12,11 @@ from conftest import Call, halves, random_split, refusal, tiny_run
 from common.attacks.leave_one_out import knowing_scores, shadow_scores_of_all
 from common.commands import evaluate_mia, train_shadows, worst_case
 from common.config import Attack, Data
-from common.data.partition import evaluation_pools, partition_settings
+from common.data.partition import evaluation_pools, load_split, partition_settings
+from common.defenses import load_defended_model
 from common.experiments.canaries import draw_canaries, plant_canaries
 from common.experiments.shadow_models import in_mask, shadow_pool, shadow_run
+from common.experiments.worst_case import Answers, answers_of_model, evaluated_points, seen_features, variation
 from common.files import write_text
 from common.metrics.bootstrap import bootstrap_tpr, decisions_report
 from common.metrics.privacy import auc, tpr_at_fpr
@@ -124,6 +126,33 @@ def test_an_attacker_who_knows_uses_what_phi_does_not_tell() -> None:
     assert auc(*(knowing_scores(lost[..., None], phi, mask, 0)[side] for side in (mask, ~mask))) > 0.999
 
 
+def test_the_distance_of_two_answers() -> None:
+    """Half of the L1 distance of the confidences: (.5, .5) and (.9, .1) are .4 apart, disjoint answers 1, equal ones 0."""
+    first, second = np.log([[0.5, 0.5], [0.2, 0.8]]), np.log([[0.9, 0.1], [0.2, 0.8]]) + 3
+    assert variation(first, second) == pytest.approx([0.4, 0.0])
+    assert variation(np.array([[99.0, 0.0]]), np.array([[0.0, 99.0]])) == pytest.approx([1.0])
+
+
+def test_the_answers_to_mirror_images_are_the_models_own(copied_drawn: Path, tiny: Path, call: Call) -> None:
+    """Model 1 alone, asked about the images and about their mirror images, without Diffence."""
+    options = ("--profile", tiny, "--device", "cpu", "--set", "data.canaries=5")
+    assert call(train_shadows, copied_drawn, "--defense", "undefended", "--index", 1, *options).code == 0
+    run = tiny_run(copied_drawn, tiny, "data.canaries=5")
+    split, pools = load_split(run), evaluation_pools(run.config.data, "clean")
+    labels = shadow_pool(split).labels.numpy()
+    points = evaluated_points(run, labels, pools, draw_canaries(run.config.data, labels, 10), 2)
+    ((logits, kept, distance),) = answers_of_model(run, "undefended", split, points, 1, [None])
+    classifier = load_defended_model(shadow_run(run, 1), "undefended", "clean").classifier
+    images = torch.cat([side.pixels(slice(len(pools.used))) for side in split.evaluated])
+    with torch.inference_mode():
+        plain, mirrored = (classifier(view).double().numpy() for view in (images, images.flip(-1)))
+    assert logits == pytest.approx(plain, abs=1e-4)
+    assert distance == pytest.approx(variation(plain, mirrored), abs=1e-4)
+    assert (kept == 1).all() and distance.max() > 0.05
+    answers = Answers(logits[None], kept[None], distance[None])
+    assert (seen_features(points, answers)[0, :, 5] == distance).all()
+
+
 def test_the_targets_membership_is_not_used() -> None:
     phi, mask = remembered(0.3, 60, 8)
     changed = mask.copy()
@@ -189,6 +218,8 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, fallback: str) 
     for row in (without, behind):
         assert (row["kind"], row["models"], row["fallback"], row["canaries"]["points"]) == ("worst_case", 4, fallback, 5)
         assert {"nn", "loss", "lira-online", "rmia-offline", "knowing", "correctness"} <= {*row["canaries"]["attacks"]}
+    mirrored = [*tiny_run(copied_drawn, tiny).candidates_dir.rglob("*_mirrored_*.npy")]
+    assert len(mirrored) == 4  # 200 images of each side, once for all models
     assert without["canaries"]["no_match"] == {"members": 0, "non_members": 0}
     # Diffence keeps every label, and what is a function of the label alone tells the same with it.
     assert behind["canaries"]["given_label"] == without["canaries"]["given_label"]

@@ -85,10 +85,13 @@ def draw_all(run: Run, split: Split, protocol: str, mirrored: bool = False) -> N
     wait_for_all()
 
 
-def shards(run: Run, side: str, count: int) -> Iterator[torch.Tensor]:
-    """The candidates of the first `count` images of a side, shard by shard: float32 [b, N, 3, H, W] in [0, 1]."""
+def shards(run: Run, side: str, count: int, mirrored: bool = False) -> Iterator[torch.Tensor]:
+    """The candidates of the first `count` images of a side, shard by shard: float32 [b, N, 3, H, W] in [0, 1].
+
+    With `mirrored` they are candidates of the mirrored images.
+    """
     for start in range(0, count, SHARD):
-        stored = np.load(_shard_path(run, side, start), mmap_mode="r")
+        stored = np.load(_shard_path(run, side, start, mirrored), mmap_mode="r")
         yield torch.from_numpy(np.array(stored[: count - start, : run.config.diffence.n])).float()
 
 

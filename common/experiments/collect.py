@@ -31,12 +31,14 @@ class LabelledLogits(CandidateLogits):
         return LabelledLogits(self.original[index], self.candidates[index], self.labels[index])
 
 
-def collect(run: Run, defense: str, protocol: str, classifier: nn.Module, split: Split) -> Pair[LabelledLogits]:
-    """The logits of a defense's `classifier` on the evaluated images of both sides.
+def collect(
+    run: Run, defense: str, protocol: str, classifier: nn.Module, split: Split, mirrored: bool = False
+) -> Pair[LabelledLogits]:
+    """The logits of a defense's `classifier` on the evaluated images of both sides, with `mirrored` on their mirror images.
 
     Candidates that are missing are drawn. Raises UserError where a logit is NaN or infinite.
     """
-    draw_all(run, split, protocol)
+    draw_all(run, split, protocol, mirrored)
     settings: dict[str, Any] = {
         "weights": sha256(weights_path(run, defense, protocol)),
         "options": run.config.defenses.get(defense, {}),  # hamp.test_time changes the logits of the same weights
@@ -46,28 +48,34 @@ def collect(run: Run, defense: str, protocol: str, classifier: nn.Module, split:
     }
 
     def of_side(side: str, examples: Examples) -> LabelledLogits:
-        path = run.outputs_dir / f"{defense}-{protocol}-{side}.npz"
+        path = run.outputs_dir / f"{defense}-{protocol}-{side}{'-mirrored' if mirrored else ''}.npz"
+        queried = examples.take(slice(settings["count"]))
+        if mirrored:
+            queried = Examples(queried.read(slice(None)).flip(-1), queried.labels)
         return LabelledLogits(
-            **cached_arrays(path, settings, lambda: _logits(run, defense, classifier, side, examples, settings["count"]))
+            **cached_arrays(path, settings, lambda: _logits(run, defense, classifier, side, queried, mirrored))
         )
 
     return Pair(*SIDES).map(of_side, split.evaluated)
 
 
-def _logits(run: Run, defense: str, classifier: nn.Module, side: str, examples: Examples, count: int) -> dict[str, np.ndarray]:
-    """The arrays of LabelledLogits for the first `count` images of a side."""
-    original = predict(classifier, examples.take(slice(count)), run.device).numpy()
+def _logits(
+    run: Run, defense: str, classifier: nn.Module, side: str, examples: Examples, mirrored: bool
+) -> dict[str, np.ndarray]:
+    """The arrays of LabelledLogits for the first images of a side, which are `examples`, mirrored or not."""
+    count = len(examples)
+    original = predict(classifier, examples, run.device).numpy()
     candidates = np.empty((count, run.config.diffence.n, original.shape[1]), dtype=np.float32)
     done = 0
     title = f"{defense} on candidates of {side.replace('_', '-')}"
     with tqdm(total=count, desc=title, unit="image", disable=None) as progress:
-        for shard in shards(run, side, count):
+        for shard in shards(run, side, count, mirrored):
             candidates[done : done + len(shard)] = classify(classifier, shard, run.device)
             done += len(shard)
             progress.update(len(shard))
     for logits in (original, candidates):
         refuse_infinite(run, defense, logits)
-    return {"original": original, "candidates": candidates, "labels": examples.labels[:count].numpy()}
+    return {"original": original, "candidates": candidates, "labels": examples.labels.numpy()}
 
 
 def refuse_infinite(run: Run, defense: str, logits: np.ndarray) -> None:

@@ -5,7 +5,7 @@ trained on random halves of one pool of images, some of which, the canaries, hav
 and the others are then its shadow models, so that K canaries give M * K decisions. The same is measured on K random images.
 
 Under Diffence, each model fits its own interval on the defender's points, of which it knows which ones are its members. All
-models share one diffusion model and one set of candidates.
+models share one diffusion model and one set of candidates, of the images and of their mirror images.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 from tqdm import tqdm
 
 from common.attacks import METRIC_ATTACKS, Outputs
@@ -22,9 +23,9 @@ from common.attacks.suite import attack_all
 from common.config import require
 from common.data import DATASETS
 from common.data.partition import Pools, Split, evaluation_pools, load_split
-from common.defenses import load_defended_model
-from common.diffence.candidates import query_ids
-from common.diffence.select import CandidateLogits, fit_selector
+from common.defenses import DefendedModel, load_defended_model
+from common.diffence.candidates import MIRRORED, query_ids
+from common.diffence.select import CandidateLogits, Selector, fit_selector
 from common.experiments.canaries import Canaries, draw_canaries
 from common.experiments.collect import collect
 from common.experiments.evaluate import nn_options, release
@@ -62,10 +63,12 @@ class Answers:
     """What the M models release for the n points under one scenario.
 
     logits: float64 [M, n, C]. kept: float64 [M, n], the share of a point's candidates that keep the label, without Diffence 1.
+    mirror_distance: float64 [M, n], between the answers to the image and to its mirror image.
     """
 
     logits: Floats
     kept: Floats
+    mirror_distance: Floats
 
 
 def worst_case(run: Run, defense: str, scenarios: list[str], count: int) -> list[dict[str, Any]]:
@@ -124,26 +127,36 @@ def evaluated_points(run: Run, pool_labels: Ints, pools: Pools, drawn: Canaries,
 
 def answers_of_model(
     run: Run, defense: str, split: Split, points: Points, number: int, scenarios: list[str | None]
-) -> list[tuple[Floats, Floats]]:
-    """Released logits [n, C] and the share of candidates that keep the label [n] of one model, for each scenario."""
+) -> list[tuple[Floats, Floats, Floats]]:
+    """The part of `Answers` that belongs to one model, for each scenario: logits [n, C], kept [n], mirror_distance [n]."""
     shadow = shadow_run(run, number)
     model = load_defended_model(shadow, defense, "clean")
-    sides = collect(shadow, defense, "clean", model.classifier, split)
-    collected = CandidateLogits(
-        *(np.concatenate([getattr(side, name) for side in sides]) for name in ("original", "candidates"))
-    )
-    config, is_member = run.config.diffence, points.in_mask[number, points.fit]
-    fit = Pair(points.fit[is_member], points.fit[~is_member]).map(collected.at)
+    views = []
+    for mirrored in (False, True):
+        sides = collect(shadow, defense, "clean", model.classifier, split, mirrored)
+        arrays = (np.concatenate([getattr(side, name) for side in sides]) for name in ("original", "candidates"))
+        views.append((CandidateLogits(*arrays), points.queries + MIRRORED * mirrored))
+    image, config = views[0][0], run.config.diffence
+    is_member = points.in_mask[number, points.fit]
+    fit = Pair(points.fit[is_member], points.fit[~is_member]).map(image.at)
     answers = []
     for scenario in scenarios:
-        logits, kept = collected.original, np.ones(len(points.labels))
-        if scenario is not None:
-            selector = fit_selector(scenario, fit, config.grid, config.js_bins, config.fallback)
-            logits, kept = selector.release(collected.candidates, collected.original), collected.keeps_label.mean(1)
-        if model.post_inference is not None:
-            logits = release(model.post_inference, logits, points.queries)
-        answers.append((logits.astype(np.float64), kept))
+        selector = None if scenario is None else fit_selector(scenario, fit, config.grid, config.js_bins, config.fallback)
+        kept = np.ones(len(points.labels)) if selector is None else image.keeps_label.mean(1)
+        logits, of_mirror = (answer(model, selector, *view) for view in views)
+        answers.append((logits, kept, variation(logits, of_mirror)))
     return answers
+
+
+def answer(model: DefendedModel, selector: Selector | None, collected: CandidateLogits, queries: Ints) -> Floats:
+    """The logits [n, C] that a model releases for n images, float64."""
+    logits = collected.original if selector is None else selector.release(collected.candidates, collected.original)
+    return (logits if model.post_inference is None else release(model.post_inference, logits, queries)).astype(np.float64)
+
+
+def variation(first: Floats, second: Floats) -> Floats:
+    """The total variation distance between the confidences of two answers: logits [n, C] -> float64 [n], 0..1."""
+    return np.abs(softmax(first, axis=1) - softmax(second, axis=1)).sum(1) / 2
 
 
 def attack_models(run: Run, points: Points, answers: Answers) -> dict[str, Floats]:
@@ -182,14 +195,16 @@ def attack_model(run: Run, points: Points, logits: Floats, model: int, scored: I
 
 
 def seen_features(points: Points, answers: Answers) -> Floats:
-    """What an attacker sees of each point under each model: float64 [M, n, 5].
+    """What an attacker sees of each point under each model: float64 [M, n, 6].
 
-    phi of the given label, phi of the predicted label, whether they are the same, the score of the entropy attack, and the
-    share of candidates that keep the label, which the time of an answer may show.
+    phi of the given label, phi of the predicted label, whether they are the same, the score of the entropy attack, the share of
+    candidates that keep the label, which the time of an answer may show, and the distance between the answers to the image and
+    to its mirror image.
     """
     right = answers.logits.argmax(-1) == points.labels
     entropy = np.stack([METRIC_ATTACKS["entropy"](Outputs(logits, points.labels)) for logits in answers.logits])
-    return np.stack([phi(answers.logits, points.labels), phi(answers.logits), right, entropy, answers.kept], axis=-1)
+    values = [phi(answers.logits, points.labels), phi(answers.logits), right, entropy, answers.kept, answers.mirror_distance]
+    return np.stack(values, axis=-1)
 
 
 def group_report(points: Points, answers: Answers, scores: dict[str, Floats], group: str) -> dict[str, Any]:
