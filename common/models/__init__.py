@@ -55,7 +55,7 @@ def build_classifier(
     """A classifier for `classes` classes with new random weights. `mean` and `std` are per channel, of images in [0, 1].
 
     `size` is (H, W) of the images. vit needs sides that are multiples of 8, vgg16 sides of at least 32, densenet121 of at least
-    8, and resnet18 takes any, with a width of at least 16 above 32 x 32.
+    8, and resnet18 takes any.
 
     `width` and `depth` set the size of the network. 0 stands for the paper's size, which is in brackets:
 

@@ -8,8 +8,6 @@ be changed afterwards.
 import torch
 from torch import nn
 
-from common.errors import UserError
-
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with BatchNorm, and a shortcut: [B, inputs, H, H] -> [B, outputs, H/stride, H/stride]."""
@@ -24,7 +22,12 @@ class BasicBlock(nn.Module):
             nn.BatchNorm2d(outputs),
         )
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
+        if stride != 1 and inputs < 16:
+            # Sampling first gives the same numbers. A strided 1x1 convolution of so few channels writes outside of its memory
+            # on CPUs: https://github.com/uxlfoundation/oneDNN/issues/6035
+            sampled = nn.AvgPool2d(1, stride)
+            self.shortcut = nn.Sequential(sampled, nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        elif stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False),
                 nn.BatchNorm2d(outputs),
@@ -37,17 +40,11 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """Four stages of `depth` basic blocks with `width` x 1, 2, 4, 8 channels; 11,173,962 parameters for 10 classes.
 
-    It takes images of any `size` (H, W), because it averages over what is left of them. Raises UserError for images larger than
-    32 x 32 where `width` is below 16.
+    It takes images of any `size` (H, W), because it averages over what is left of them.
     """
 
     def __init__(self, classes: int, width: int = 64, depth: int = 2, size: tuple[int, int] = (32, 32)) -> None:
         super().__init__()
-        if width < 16 and max(size) > 32:  # https://github.com/uxlfoundation/oneDNN/issues/6035: it aborts the process on CPUs
-            raise UserError(
-                f"resnet18 needs a width of at least 16, not {width}, for images of {size[0]} x {size[1]}: with fewer channels "
-                "PyTorch writes outside of its memory."
-            )
         layers: list[nn.Module] = [
             nn.Conv2d(3, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
