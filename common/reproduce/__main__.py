@@ -2,7 +2,7 @@
 
 The jobs are those of `bash all-train-all.sh`, and its launcher runs them: the most telling defenses come first, each is
 evaluated as soon as it is trained, and the same command continues what --minutes or Ctrl-C stopped. With --dry-run or
---forecast, the device is timed for at most 20 seconds, and the minutes of each job follow from that.
+--forecast, the device is timed for about 20 seconds, and the minutes of each job follow from that.
 """
 
 from __future__ import annotations

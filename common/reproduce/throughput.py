@@ -18,7 +18,7 @@ from common.attacks import NNOptions, Outputs
 from common.attacks.nn import nn_attack
 from common.data import DATASETS
 from common.data.partition import Examples
-from common.defenses import advreg, dpsgd, memguard
+from common.defenses import advreg, dpsgd, dpsgd_strong, memguard
 from common.diffence.ddpm import Padded, build_unet, ddpm_step
 from common.diffence.reconstruct import DiffusionReconstructor
 from common.pair import Pair
@@ -161,7 +161,14 @@ def classifier_step(run: Run) -> Trial:
 def dpsgd_step(run: Run) -> Trial:
     train, options = run.config.train, replace(options_of(run, "dpsgd", dpsgd.Options), target_epsilon=0.0)
     examples = _examples(run, train.batch_size)
-    return _step(dpsgd.DPSGD(dpsgd.build(run), examples, train, run.device, options))
+    return _step(dpsgd.DPSGD(dpsgd.build(run), examples, train, run.device, options), smallest=1)
+
+
+def strong_step(run: Run) -> Trial:
+    options = replace(options_of(run, dpsgd_strong.NAME, dpsgd_strong.Options), target_epsilon=0.0)
+    examples = _examples(run, options.batch_size)
+    model = dpsgd_strong.build(run)
+    return _step(dpsgd_strong.StrongDPSGD(model, examples, run.config.train, run.device, options), smallest=1)
 
 
 def candidate(run: Run) -> Trial:
@@ -199,15 +206,16 @@ TRIALS: dict[str, Callable[[Run], Trial]] = {
     work.ATTACKER_STEP: attacker_step,
     work.CLASSIFIER_STEP: classifier_step,
     work.DPSGD_STEP: dpsgd_step,
+    work.STRONG_STEP: strong_step,
     work.CANDIDATE: candidate,
     work.DIFFUSION_STEP: diffusion_step,
 }
 
 
-def _step(objective: Objective) -> Trial:
+def _step(objective: Objective, smallest: int = 2) -> Trial:
     """A training step of an objective on so many of its examples."""
     objective.model.train()
-    return Trial(lambda images: objective.step(torch.arange(images), 0), objective.config.batch_size)
+    return Trial(lambda images: objective.step(torch.arange(images), 0), objective.config.batch_size, smallest=smallest)
 
 
 def _size(run: Run) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from math import ceil
 
 from common.data.partition import evaluation_pools
-from common.defenses import DEFENSES, advreg, dpsgd, memguard, selena
+from common.defenses import DEFENSES, advreg, dpsgd, dpsgd_strong, memguard, selena
 from common.experiments.plan import Job
 from common.run import Run
 from common.training import options_of
@@ -22,6 +22,7 @@ PREDICTION = "prediction of an image"
 ATTACKER_STEP = "step of AdvReg's attacker"
 CLASSIFIER_STEP = "step of the classifier"
 DPSGD_STEP = "step of DP-SGD"
+STRONG_STEP = "step of dpsgd-strong"
 CANDIDATE = "candidate"
 DIFFUSION_STEP = "step of the diffusion model"
 
@@ -88,7 +89,8 @@ JOBS: dict[str, Callable[..., Work]] = {
 
 def plain(run: Run) -> Work:
     """A training on all members, with the accuracy on the non-members in each epoch where `train.best_on_test` is set."""
-    return Work({CLASSIFIER_STEP: run.config.train.epochs * _batches(run)}) + _tests(run)
+    epochs = run.config.train.epochs
+    return Work({CLASSIFIER_STEP: epochs * _batches(run)}) + _tests(run, epochs)
 
 
 def selena_part(run: Run) -> Work:
@@ -120,7 +122,14 @@ def advreg_training(run: Run) -> Work:
 def dpsgd_training(run: Run) -> Work:
     """As many batches of DP-SGD in an epoch as full batches of members."""
     train = run.config.train
-    return Work({DPSGD_STEP: train.epochs * (run.config.data.members // train.batch_size)}) + _tests(run)
+    return Work({DPSGD_STEP: train.epochs * (run.config.data.members // train.batch_size)}) + _tests(run, train.epochs)
+
+
+def strong_training(run: Run) -> Work:
+    """The same with epochs and batches of its own. A step is on all views of the batch."""
+    options = options_of(run, dpsgd_strong.NAME, dpsgd_strong.Options)
+    steps = options.epochs * (run.config.data.members // options.batch_size)
+    return Work({STRONG_STEP: steps}) + _tests(run, options.epochs)
 
 
 def memguard_training(run: Run) -> Work:
@@ -138,6 +147,7 @@ TRAININGS: dict[str, Callable[[Run], Work]] = {
     "advreg": advreg_training,
     "dpsgd": dpsgd_training,
     dpsgd.PRIVATE: dpsgd_training,
+    dpsgd_strong.NAME: strong_training,
     "memguard": memguard_training,
 }
 PARTS: dict[str, Callable[[Run], Work]] = {"selena": selena_part}
@@ -148,9 +158,9 @@ def _batches(run: Run) -> int:
     return ceil(run.config.data.members / run.config.train.batch_size)
 
 
-def _tests(run: Run) -> Work:
-    train = run.config.train
-    return Work({PREDICTION: train.epochs * run.config.data.non_members if train.best_on_test else 0})
+def _tests(run: Run, epochs: int) -> Work:
+    """The accuracy on the non-members in each epoch, where it is measured."""
+    return Work({PREDICTION: epochs * run.config.data.non_members if run.config.train.best_on_test else 0})
 
 
 def _evaluated(run: Run) -> int:
