@@ -71,8 +71,8 @@ def measure(
 def seconds_of(trial: Trial, deadline: float, now: Callable[[], float] = perf_counter) -> float:
     """The seconds of a trial of its full size, measured until the `deadline` of the clock `now`.
 
-    It begins small and grows while a larger size, with its warm-up, is expected to end in time. What a size takes that was not
-    tried lies on the straight line through the last two that were. After the first one, the line begins at no time for size 0.
+    It begins small and grows while a larger size is expected to end in time. What a size takes that was not tried lies on the
+    straight line through the last two that were. After the first one, the line begins at no time for size 0.
     """
 
     def timed() -> float:
@@ -90,7 +90,7 @@ def seconds_of(trial: Trial, deadline: float, now: Callable[[], float] = perf_co
         if now() + seconds <= deadline:
             seconds = timed()  # the first time was a warm-up
         larger = min(GROWTH * tried, trial.size)
-        if tried == trial.size or now() + 2 * expected(larger) > deadline:
+        if tried == trial.size or now() + expected(larger) > deadline:
             break
         tried, tried_before, seconds_before = larger, tried, seconds
     times = [seconds]
