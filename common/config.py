@@ -280,12 +280,17 @@ def load_config(folder: Path, profile: str, overrides: list[str] | None = None) 
 
 def read_options(kind: type[Options], section: dict[str, Any], name: str) -> Options:
     """The config section `defenses.<name>` as `kind`, the options dataclass of that defense. UserError names a wrong key."""
+    return read_section(kind, section, f"defenses.{name}")
+
+
+def read_section(kind: type[Options], section: Any, source: str) -> Options:
+    """A section of YAML as `kind`, a dataclass. UserError names the `source` and the wrong key or value."""
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), section))  # type: ignore[return-value]
     except UserError:
         raise
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"defenses.{name}: {_one_line(error)}") from error
+        raise UserError(f"{source}: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 A job is skipped if its product exists and was made under the current settings. The same command therefore continues a stopped
 one. A product that was made under other settings is reported and not changed. A job that fails stops only the jobs that need
-it. `--dry-run` prints the plan. The jobs are planned in common/experiments/plan.py.
+it. `--dry-run` prints the plan. `--slurm cluster.yaml` submits the jobs to a Slurm cluster instead of running them here. The
+jobs are planned in common/experiments/plan.py.
 """
 
 from __future__ import annotations
@@ -32,9 +33,34 @@ EXPERIMENTS = (
 
 
 def print_plan(jobs: Sequence[Job]) -> None:
-    """Print the state and the command of every job."""
+    """Print the state and the command of every job, with what it needs: minutes, disk, and other jobs; then the sums."""
+    from common.experiments.forecast import gigabytes
+    from common.experiments.plan import MISSING
+
+    forecasts = []
     for job in jobs:
-        print(f"{job.state():8}  {job.command_line}")
+        state = job.state()
+        print(f"{state:8}  {job.command_line}")
+        if state == MISSING:
+            forecasts.append(job.forecast())
+            minutes = forecasts[-1].minutes
+            print(f"{'':8}  {job.name}: {_minutes(minutes)} minutes, {gigabytes(forecasts[-1].stays)}{_after(job)}")
+    known = [one.minutes for one in forecasts if one.minutes is not None]
+    print(f"\nmissing: {len(forecasts)} of {len(jobs)} jobs, {gigabytes(sum(one.stays for one in forecasts))} of disk")
+    print(
+        f"{_minutes(sum(known))} minutes in {len(known)} of them, of which the same work was measured here; the others: unknown"
+    )
+
+
+def _minutes(minutes: float | None) -> str:
+    return "unknown" if minutes is None else f"{minutes:.1f}"
+
+
+def _after(job: Job) -> str:
+    """`, after ddpm, train hamp`: what a job needs, without the name of the data set."""
+    shown = [need.split(" ", 1)[1] for need in job.needs[:4]]
+    more = [f"{len(job.needs) - 4} more"] if len(job.needs) > 4 else []
+    return f", after {', '.join([*shown, *more])}" if shown else ""
 
 
 def main(folder: Path, arguments: Sequence[str]) -> None:
@@ -57,14 +83,26 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
         "--minutes", type=float, default=float("inf"), help="stop after this many minutes; the same command continues"
     )
     parser.add_argument("--workers", type=int, default=1, help="jobs at a time, which share GPUs and cores (default: 1)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and their states, and run nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the jobs, their states and what they need, and run nothing"
+    )
+    parser.add_argument(
+        "--slurm", type=Path, metavar="FILE", help="submit the jobs to Slurm as this YAML file says, and return"
+    )
     parsed = parser.parse_args(arguments)
     require(parsed.workers > 0, f"--workers must be at least 1, not {parsed.workers}.")
     require(parsed.seeds > 0, f"--seeds must be at least 1, not {parsed.seeds}.")
+    here = parsed.workers == 1 and parsed.minutes == float("inf")
+    require(parsed.slurm is None or here, "--workers and --minutes are for jobs on this machine: leave them out with --slurm.")
     from common.data import DATASETS
     from common.defenses import DEFENSES, with_options
-    from common.experiments.plan import plan_jobs
+    from common.experiments.forecast import refuse_full_disk
+    from common.experiments.plan import MISSING, STEPS, plan_jobs
+    from common.experiments.variants import VARIANTS
     from common.run import open_run
+    from common.slurm.cluster import read_cluster
+    from common.slurm.queue import refuse_queued
+    from common.slurm.submit import require_slurm, submit_jobs
 
     defenses = parsed.defenses or list(dict.fromkeys([*PRIORITY, *DEFENSES]))
     check_name("protocol", parsed.protocol, PROTOCOLS)
@@ -77,18 +115,30 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
         for name in names:
             check_name(kind, name, known)
     parsed.set += [f"attack.shadows={parsed.shadows}"] if parsed.shadows is not None else []
+    device = parsed.device
+    if parsed.slurm:  # a login node need not have the device of the jobs
+        parsed.device = "cpu"
     runs = [with_options(open_run(ROOT / dataset, parsed)) for dataset in parsed.datasets]
     seeds = range(parsed.seed, parsed.seed + parsed.seeds)
     plans = [
-        plan_jobs([replace(run, seed=seed) for seed in seeds], defenses, parsed.scenario, parsed.protocol, parsed.experiments)
+        plan_jobs(
+            [replace(run, seed=seed) for seed in seeds], defenses, parsed.scenario, parsed.protocol, parsed.experiments, device
+        )
         for run in runs
     ]
     jobs = [job for plan in plans for job in plan]
+    kinds = [*STEPS, *(name for name in EXPERIMENTS if name not in VARIANTS)]
+    cluster = read_cluster(parsed.slurm, kinds) if parsed.slurm else None
     if parsed.dry_run:
         print_plan(jobs)
         return
+    if cluster:
+        require_slurm()
+    at_once = cluster.parallel if cluster else parsed.workers
     with only_launcher([run.folder for run in runs]):
-        done = run_jobs(jobs, parsed.minutes, parsed.workers)
+        refuse_queued([job for job in jobs if job.state() == MISSING])
+        refuse_full_disk([job.forecast() for job in jobs if job.state() == MISSING], at_once)
+        done = submit_jobs(jobs, cluster) if cluster else run_jobs(jobs, parsed.minutes, parsed.workers)
     if not done:
         sys.exit(1)
 

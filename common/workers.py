@@ -125,11 +125,10 @@ def _run_job(job: Job, deadline: float, environment: dict[str, str], processes: 
         return "not run: out of time"
     _print_line(f"started   {job.name}")
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    interpreter = {"python": [sys.executable], "bash": ["bash"]}[job.command[0]]
     with open(job.log, "w") as log:
         timeout = None if deadline == float("inf") else deadline - time.monotonic()
         process = subprocess.Popen(
-            [*interpreter, *job.command[1:]],
+            job.words,
             cwd=ROOT,
             env={**os.environ, **environment},
             stdout=log,

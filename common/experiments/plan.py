@@ -1,6 +1,7 @@
 """The plan of `all-train-all.sh`: every command behind a set of tables, and what exists of its product."""
 
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from common.data.partition import partition_settings
 from common.defenses import DEFENSES
 from common.diffence.candidates import candidate_settings, candidates_dir, missing_shards
 from common.diffence.ddpm import ddpm_settings
+from common.experiments.forecast import Forecast, Training, of_candidates, of_ddpm, of_evaluation, of_partition, of_trainings
 from common.experiments.shadow_models import shadow_run
 from common.experiments.variants import VARIANTS, run_of
 from common.files import differences, read_json
@@ -22,23 +24,35 @@ from common.training.loop import checkpoint_facts
 from common.training.targets import model_path, settings_of
 
 MISSING, DONE, OTHER = "missing", "done", "made under other settings"
+STEPS = ("partition", "ddpm", "candidates", "train", "shadow", "evaluate")  # the kinds of jobs, beside the experiments
 TOGETHER = ("n_and_t",)  # experiments that are one job for all defenses, which share what it draws
 MAKER = "the job that makes it"  # what a message names as the remedy for a damaged product
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command of a plan. `state()` looks at its product: MISSING, DONE, or OTHER with what differs."""
+    """One command of a plan. `state()` looks at its product: MISSING, DONE, or OTHER with what differs.
+
+    kind: one of STEPS, or the name of an experiment.
+    forecast: what it needs, as far as that is known before it runs.
+    """
 
     name: str  # "cifar10 train hamp"
     command: tuple[str, ...]  # from the repository's root
     needs: tuple[str, ...]  # names of jobs
     state: Callable[[], str]
     log: Path
+    kind: str = ""
+    forecast: Callable[[], Forecast] = Forecast
 
     @property
     def command_line(self) -> str:
         return shlex.join(self.command)
+
+    @property
+    def words(self) -> list[str]:
+        """The command with the interpreter of this process."""
+        return [sys.executable if self.command[0] == "python" else self.command[0], *self.command[1:]]
 
 
 @dataclass
@@ -47,13 +61,22 @@ class Plan:
 
     variant: what its jobs are called after the data set, for a plan under another seed or other settings that adds to the jobs
     of the first.
+    device: what its commands get as --device. `auto` leaves the choice to the machine that runs them.
     """
 
     run: Run
     jobs: list[Job] = field(default_factory=list)
     variant: str = ""
+    device: str = "auto"
 
-    def add(self, what: str, command: str, needs: Sequence[str], state: "partial[str]") -> str:
+    def add(
+        self,
+        what: str,
+        command: str,
+        needs: Sequence[str],
+        state: "partial[str]",
+        forecast: Callable[[], Forecast] = Forecast,
+    ) -> str:
         """Add the job `what`, whose command is a script of the data set's folder with its arguments. Returns its name.
 
         A job with the same product may be in the plan already, under other settings that do not matter to it. It is taken.
@@ -61,14 +84,14 @@ class Plan:
         for job in self.jobs:
             if isinstance(job.state, partial) and (job.state.func, job.state.args) == (state.func, state.args):
                 return job.name
-        run, what = self.run, f"{self.variant} {what}".strip()
+        kind, run, what = what.split()[0], self.run, f"{self.variant} {what}".strip()
         interpreter, script, *arguments = command.split()
         words = [interpreter, f"{run.dataset}/{script}", *arguments, "--profile", run.profile]
         words += [word for override in run.overrides for word in ("--set", override)]
         if script != "data_partition.py":  # which depends on neither
-            words += ["--seed", str(run.seed), "--device", str(run.device)]
+            words += ["--seed", str(run.seed), "--device", self.device]
         log = ROOT / "logs" / run.dataset / f"{run.profile_name}-seed{run.seed}" / f"{what.replace(' ', '-')}.log"
-        self.jobs.append(Job(f"{run.dataset} {what}", tuple(words), tuple(needs), state, log))
+        self.jobs.append(Job(f"{run.dataset} {what}", tuple(words), tuple(needs), state, log, kind, forecast))
         return self.jobs[-1].name
 
     def train(self, defense: str, partition: str, needed: Sequence[str]) -> str:
@@ -76,26 +99,35 @@ class Plan:
         command = f"python train_defense.py --defense {defense}"
         parts_of = DEFENSES[defense].parts
         parts = [
-            self.add(f"train {defense} {i}", f"{command} --part {i}", [partition], partial(model_state, *part))
+            self._add_training(f"train {defense} {i}", f"{command} --part {i}", [partition], self.run, part)
             for i, part in enumerate(parts_of(self.run) if parts_of else [])
         ]
-        return self.add(f"train {defense}", command, [partition, *needed, *parts], self._trained(self.run, defense))
+        own = model_path(self.run, defense), settings_of(self.run, defense)
+        return self._add_training(f"train {defense}", command, [partition, *needed, *parts], self.run, own)
 
     def train_shadows(self, defense: str, partition: str, needed: Sequence[Sequence[str]]) -> list[str]:
         """Add the training of `attack.shadows` shadow models of a defense, each after those of the defenses that it needs."""
-        names = []
+        names, parts_of = [], DEFENSES[defense].parts
         for i in range(self.run.config.attack.shadows):
             needs = [partition, *(shadows[i] for shadows in needed)]
             command = f"python train_shadows.py --defense {defense} --index {i}"
-            names.append(self.add(f"shadow {defense} {i}", command, needs, self._trained(shadow_run(self.run, i), defense)))
+            run = shadow_run(self.run, i)
+            trainings = [*(parts_of(run) if parts_of else []), (model_path(run, defense), settings_of(run, defense))]
+            names.append(self._add_training(f"shadow {defense} {i}", command, needs, run, *trainings))
         return names
 
-    def _trained(self, run: Run, defense: str) -> "partial[str]":
-        return partial(model_state, model_path(run, defense), settings_of(run, defense))
+    def _add_training(self, what: str, command: str, needs: Sequence[str], run: Run, *trainings: Training) -> str:
+        """Add a job that does `trainings` of a run in turn. The checkpoint of the last one is its product."""
+        return self.add(what, command, needs, partial(model_state, *trainings[-1]), partial(of_trainings, run, trainings))
 
 
 def plan_jobs(
-    runs: Sequence[Run], defenses: Sequence[str], scenarios: Sequence[str], protocol: str, experiments: Sequence[str] = ()
+    runs: Sequence[Run],
+    defenses: Sequence[str],
+    scenarios: Sequence[str],
+    protocol: str,
+    experiments: Sequence[str] = (),
+    device: str = "auto",
 ) -> list[Job]:
     """The jobs of one data set, whose `runs` differ in the seed: everything of the first seed, then of the next.
 
@@ -106,11 +138,11 @@ def plan_jobs(
     jobs: list[Job] = []
     for run in runs:
         seed = f"seed{run.seed} " if run.seed != runs[0].seed else ""
-        plan = Plan(run, jobs, seed.strip())
+        plan = Plan(run, jobs, seed.strip(), device)
         _add_evaluations(plan, defenses, scenarios, protocol, [name for name in experiments if name not in VARIANTS])
         for variant in [variant for name in experiments if name in VARIANTS for variant in VARIANTS[name](run)]:
             asked = [defense for defense in defenses if defense in variant.defenses]
-            other = Plan(run_of(variant, run), jobs, seed + variant.name)
+            other = Plan(run_of(variant, run), jobs, seed + variant.name, device)
             _add_evaluations(other, asked, variant.scenarios or scenarios, protocol, [])
     return jobs
 
@@ -121,11 +153,14 @@ def _add_evaluations(
     """Add the evaluation of each defense, everything that it needs, and the `experiments` that are scripts."""
     run = plan.run
     manifest, diffusion = run.partition_dir / "manifest.json", run.ddpm_dir / "unet" / "settings.json"
-    partition = plan.add("partition", "python data_partition.py", [], partial(json_state, manifest, partition_settings(run)))
+    partition_done = partial(json_state, manifest, partition_settings(run))
+    partition = plan.add("partition", "python data_partition.py", [], partition_done, partial(of_partition, run))
     ddpm_command = "python diff_defense/train_ddpm.py"
-    ddpm = plan.add("ddpm", ddpm_command, [partition], partial(json_state, diffusion, ddpm_settings(run)))
+    ddpm_done = partial(json_state, diffusion, ddpm_settings(run))
+    ddpm = plan.add("ddpm", ddpm_command, [partition], ddpm_done, partial(of_ddpm, run))
     drawing = f"python diff_defense/draw_candidates.py --protocol {protocol}"
-    candidates = plan.add("candidates", drawing, [ddpm], partial(candidates_state, run, protocol))
+    drawn = partial(candidates_state, run, protocol)
+    candidates = plan.add("candidates", drawing, [ddpm], drawn, partial(of_candidates, run, protocol))
     trained: dict[str, str] = {}
     shadows: dict[str, list[str]] = {}
     evaluated: dict[str, str] = {}
@@ -143,6 +178,7 @@ def _add_evaluations(
             f"bash evaluate_MIAs/evaluate_mia.sh {options}",
             [candidates, trained[defense], *shadows[defense]],
             partial(rows_state, rows, run),
+            partial(of_evaluation, run, defense, protocol),
         )
         for kind in experiments:
             if kind not in TOGETHER:

@@ -1,0 +1,1 @@
+"""The jobs of a plan on a Slurm cluster: `all-train-all.sh --slurm cluster.yaml` (docs/clusters.md)."""
