@@ -58,9 +58,10 @@ def imports(path: Path) -> set[str]:
 
 
 def test_what_is_imported_is_in_the_list() -> None:
+    extras = project()["optional-dependencies"]
+    assert {*extras["slurm"]} <= {*extras["test"]}
     names, tests = (
-        {Requirement(line).name for line in lines}
-        for lines in (project()["dependencies"], project()["optional-dependencies"]["test"])
+        {Requirement(line).name for line in lines} for lines in (project()["dependencies"] + extras["slurm"], extras["test"])
     )
     own = {"common", "benchmarks", *(path.stem for folder in ("benchmarks", "tests") for path in (ROOT / folder).glob("*.py"))}
     brought_along = {"packaging", "tomli"}  # by torch and pytest; for tests alone

@@ -78,7 +78,7 @@ def draw_all(run: Run, split: Split, protocol: str, mirrored: bool = False) -> N
     own_images, hide = len(missing[own]) * SHARD, hide_progress()
     with tqdm(total=own_images, desc="candidates", unit="image", smoothing=0.05, disable=hide) as progress:
         for side, start in missing[own]:
-            positions = _shard_positions(run, side, start)
+            positions = shard_positions(run, side, start)
             candidates = draw_shard(run, reconstruct, examples[side], side, positions, mirrored)
             save_array(_shard_path(run, side, start, mirrored), candidates)
             progress.update(SHARD)
@@ -137,7 +137,7 @@ def _shard_path(run: Run, side: str, start: int, mirrored: bool = False) -> Path
     return candidates_dir(run) / f"{side}{'_mirrored' if mirrored else ''}_{start:06d}.npy"
 
 
-def _shard_positions(run: Run, side: str, start: int) -> range:
+def shard_positions(run: Run, side: str, start: int) -> range:
     """The positions of the images of a shard, whose first image is at `start`. The last shard of a side may be smaller."""
     return range(start, min(start + SHARD, getattr(run.config.data, side)))
 
@@ -148,4 +148,4 @@ def _is_complete(run: Run, side: str, start: int, mirrored: bool) -> bool:
         images, candidates = np.load(_shard_path(run, side, start, mirrored), mmap_mode="r").shape[:2]
     except (OSError, ValueError, EOFError):
         return False
-    return images >= len(_shard_positions(run, side, start)) and candidates >= run.config.diffence.n
+    return images >= len(shard_positions(run, side, start)) and candidates >= run.config.diffence.n

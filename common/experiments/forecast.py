@@ -23,7 +23,7 @@ from common.cli import ROOT
 from common.config import DDPM, Model, require
 from common.data import DATASETS
 from common.data.partition import evaluation_pools
-from common.diffence.candidates import SHARD, candidates_dir, missing_shards
+from common.diffence.candidates import candidates_dir, missing_shards, shard_positions
 from common.diffence.ddpm import build_unet, ddpm_settings
 from common.files import read_json
 from common.models import build_classifier
@@ -74,10 +74,10 @@ def of_ddpm(run: Run) -> Forecast:
 
 def of_candidates(run: Run, protocol: str) -> Forecast:
     """The shards that are missing. With shadow models and `attack.mirror` the first evaluation draws as many mirrored ones."""
-    config, count = run.config, len(evaluation_pools(run.config.data, protocol).used)
+    config = run.config
     views = (False, True) if config.attack.mirror and config.attack.shadows else (False,)
-    missing = [start for mirrored in views for _, start in missing_shards(run, protocol, mirrored)]
-    images = sum(min(SHARD, count - start) for start in missing)
+    missing = [shard for mirrored in views for shard in missing_shards(run, protocol, mirrored)]
+    images = sum(len(shard_positions(run, side, start)) for side, start in missing)
     return Forecast(stays=images * config.diffence.n * _pixels(run) * HALF, folder=candidates_dir(run))
 
 

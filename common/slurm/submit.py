@@ -73,7 +73,7 @@ def parameters(array: Sequence[Job], resources: Resources, needed: Sequence[str]
         "setup": resources.setup,
     }
     return {
-        "job_name": _name(array).replace(" ", "-"),
+        "job_name": f"{array[0].name.split()[0]}-{array[0].kind}",  # cifar10-shadow
         "time": resources.time,
         "mem": f"{resources.memory}GB",
         "cpus_per_task": resources.cpus,

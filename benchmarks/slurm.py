@@ -1,0 +1,92 @@
+"""python -m benchmarks.slurm: the whole plan of a tiny data set on a real Slurm whose nodes die, compared with a local run.
+
+Two nodes are started on this machine (tests/slurm/start.sh, which needs root and Debian's slurm-wlm and munge).
+`all-train-all.sh --slurm` submits the plan. While it runs, one node after the other dies with its jobs and comes back. Slurm
+starts these jobs again. In the end all files must be those of an undisturbed local run, as in benchmarks/kills.py.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.kills import PLAN, copy_tree, digests, run_to_the_end
+from common.cli import ROOT
+
+SCRIPTS = ROOT / "tests" / "slurm"
+NODES = ("n1", "n2")
+CLUSTER = "{partition: main, time: 30, memory: 1, cpus: 1}\n"
+
+
+@contextmanager
+def two_nodes(folder: Path) -> Iterator[None]:
+    """A Slurm of two nodes whose files are in `folder`, and which the commands of Slurm find in the block."""
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    try:
+        subprocess.run(["bash", SCRIPTS / "start.sh", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["bash", SCRIPTS / "stop.sh", folder], check=True)
+        os.environ.pop("SLURM_CONF")
+        if before is not None:
+            os.environ["SLURM_CONF"] = before
+
+
+def queue(*options: str) -> list[str]:
+    """The lines of `squeue`, by default one for each job that has not ended."""
+    command = ["squeue", "--array", "--noheader", *options]
+    return subprocess.check_output(command, text=True).splitlines()
+
+
+def die(folder: Path, node: str) -> int:
+    """Let a node die as soon as it runs a job, and switch it on again. Returns how many jobs died; 0 = the plan has ended."""
+    running = ["--states=running", f"--nodelist={node}"]
+    while queue() and not queue(*running):
+        time.sleep(0.2)
+    time.sleep(2)  # into the job
+    victims = len(queue(*running))
+    if victims:
+        subprocess.run(["bash", SCRIPTS / "kill_node.sh", folder, node], check=True)
+        subprocess.run(["slurmd", "-N", node, "-f", folder / "slurm.conf"], check=True)
+    return victims
+
+
+def wait_for_all() -> None:
+    """Wait until Slurm has no job any more."""
+    while queue():
+        time.sleep(0.5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--deaths", type=int, default=6, help="of nodes, in turn (default: 6)")
+    parsed = parser.parse_args()
+    place = Path(tempfile.mkdtemp())  # which stays where a plan fails or files differ
+    whole, submitted = (copy_tree(place / tree) for tree in ("whole", "submitted"))
+    started = time.perf_counter()
+    run_to_the_end(whole)
+    print(f"local run: {time.perf_counter() - started:.0f} s", flush=True)
+    (submitted / "cluster.yaml").write_text(CLUSTER)
+    dead = 0
+    with two_nodes(place / "slurm"):
+        subprocess.run([*PLAN.split(), "--slurm", "cluster.yaml"], cwd=submitted, check=True)
+        for death in range(parsed.deaths):
+            dead += die(place / "slurm", NODES[death % 2])
+            time.sleep(20)  # a node that has come back takes part again
+        wait_for_all()
+    expected, found = digests(whole), digests(submitted)
+    differ = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+    if differ:
+        raise SystemExit(f"after {dead} jobs died, {len(differ)} files in {place} differ: {', '.join(differ[:10])}")
+    shutil.rmtree(place)
+    print(f"{dead} jobs died with their nodes: {len(expected)} files are the same")
+
+
+if __name__ == "__main__":
+    main()
