@@ -3,6 +3,7 @@
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ TINY = DDPM(channels=[8, 8], layers=1, groups=4, attention=[], max_timestep=160)
 Usage = namedtuple("Usage", "total used free")
 
 
-def a_run(folder: Path, **sections: object) -> Run:
+def a_run(folder: Path, **sections: Any) -> Run:
     data = Data(members=400, reference=100, non_members=400, fit=40, known=60, scored=150)
     config = replace(Config(data=data, model=Model(width=4, depth=1), ddpm=TINY, diffence=Diffence(n=4, t=100)), **sections)
     return with_options(Run(folder / "synthetic", "small", config, 0, torch.device("cpu")))

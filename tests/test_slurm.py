@@ -2,12 +2,13 @@
 
 import shutil
 import stat
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Call, refusal, run_script, write_profile
+from conftest import ROOT, Call, refusal, run_script, script_environment, write_profile
 
 from benchmarks.kills import digests
 from benchmarks.slurm import CLUSTER, die, two_nodes, wait_for_all
@@ -238,15 +239,15 @@ def test_a_plan_survives_the_death_of_a_node(workspace: Path, tmp_path: Path) ->
     profile = write_profile(tmp_path / "tiny.yaml", "model.width=8", "defenses.selena={k: 2, l: 1}", "train.epochs=2")
     options = ["--datasets", "synthetic", "--defenses", "selena", "--scenario", "3", "--profile", profile, "--device", "cpu"]
     trees = [Path(shutil.copytree(workspace, tmp_path / name)) for name in ("local", "slurm")]
-    local = run_script(trees[0], "all-train-all.sh", *options)
-    assert local.code == 0, local
+    command = ["bash", "all-train-all.sh", *map(str, options)]
     slurm = [*options, "--slurm", write(tmp_path, CLUSTER)]
-    with two_nodes(tmp_path / "nodes"):
+    with subprocess.Popen(command, cwd=trees[0], env=script_environment()) as local, two_nodes(tmp_path / "nodes"):
         submitted = run_script(trees[1], "all-train-all.sh", *slurm)
         assert submitted.code == 0 and "7 jobs submitted, 0 done already" in submitted.out, submitted
         twice = run_script(trees[1], "all-train-all.sh", *slurm)
         assert twice.code == 2 and "of these jobs already" in twice.err, twice
         assert die(tmp_path / "nodes", "n1")
         wait_for_all()
+    assert local.returncode == 0
     assert digests(trees[1]) == digests(trees[0])
     assert len(digests(trees[0])) > 10
