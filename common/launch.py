@@ -28,7 +28,7 @@ PRIORITY = ("undefended", "hamp", "relaxloss", "dpsgd", "selena", "advreg", "mem
 # Further experiments: by the names of their scripts, then evaluations under other settings (common/experiments/variants.py).
 EXPERIMENTS = (
     *("label_only", "attack_diffence", "intervals", "n_and_t", "overhead", "training_cost"),
-    *("lira", "architectures", "table_iv", "stronger"),
+    *("lira", "architectures", "table_iv", "stronger", "worst_case"),
 )
 
 
@@ -77,7 +77,8 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help=f"also these, with their defaults: {', '.join(EXPERIMENTS)}",
+        help=f"also these, with their defaults: {', '.join(EXPERIMENTS)}; worst_case trains 16 models of each defense, or "
+        "--shadows, with 100 canaries, or 500 where data.scored is at least 2000, unless data.canaries is set",
     )
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after this many minutes; the same command continues"

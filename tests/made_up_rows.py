@@ -138,6 +138,45 @@ def n_and_t(dataset: str) -> Row:
     }
 
 
+def worst_case(
+    defense: str,
+    scenario: str | None,
+    canaries: float,
+    controls: float,
+    fallback: str = "original",
+    epsilon: float | None = None,
+) -> Row:
+    """Eight models and 100 canaries. `canaries` and `controls` are what `knowing` finds at 0.1% FPR; LiRA finds half of it."""
+
+    def group(rate: float) -> Row:
+        def found(value: float) -> Row:
+            return {"rate": value, "interval": [max(value - 0.05, 0), value + 0.05]}
+
+        attacks = {
+            name: {"auc": 0.6, "tpr_at": {"0.001": found(factor * rate), "0.01": found(1.5 * factor * rate)}}
+            for name, factor in (("lira-online", 0.5), ("knowing", 1.0), ("correctness", 0.0))
+        }
+        share = 0.0 if scenario is None else 0.3
+        return {
+            "points": 100,
+            "given_label": {"members": 0.9, "non_members": 0.7},
+            "kept": {"members": 0.5, "non_members": 0.6},
+            "no_match": {"members": share, "non_members": share / 3},
+            "attacks": attacks,
+        }
+
+    overrides = ["data.canaries=100"] + (["diffence.fallback=reorder"] if fallback == "reorder" else [])
+    return provenance("worst_case", "cifar10", "narrow", "clean", defense, 0, overrides) | {
+        "scenario": scenario,
+        "fallback": fallback,
+        "models": 8,
+        "training": {} if epsilon is None else {"epsilon": epsilon},
+        "scored": {"members": 400, "non_members": 400},
+        "canaries": group(canaries),
+        "controls": group(controls),
+    }
+
+
 def write_rows(root: Path, *rows: Row) -> Path:
     """Write rows into `root`/results as `common.report collect` would, with the paper's numbers; returns the folder."""
     for number, row in enumerate(rows):

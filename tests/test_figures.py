@@ -254,6 +254,8 @@ def test_a_figure_without_rows_says_what_is_missing(tmp_path: Path, number: str)
     assert (figure.number, figure.drawing) == (number, None)
     if number in ("8", "13", "14"):
         assert "could not be downloaded" in figure.missing
+    elif number == "worst_case":
+        assert "--experiments worst_case`" in figure.missing
     elif number == "frontier":
         assert "`python cifar10/evaluate_MIAs/frontier.py --profile narrow`" in figure.missing
     else:

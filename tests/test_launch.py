@@ -78,6 +78,30 @@ def test_shadow_models_and_experiments_join_the_plan(tmp_path: Path) -> None:
         seen.add(job.name)
 
 
+def test_models_with_canaries_join_the_plan() -> None:
+    """They are trained once for both fallbacks, and no target is trained for them."""
+    run = with_options(Run(ROOT / "synthetic", "small", load_config(ROOT / "synthetic", "small"), 0, torch.device("cpu")))
+    plain = plan_jobs([run], ["memguard"], ["1"], "clean")
+    seen = {job.name for job in plain}
+    plan = [job for job in plan_jobs([run], ["memguard"], ["1"], "clean", ["worst_case"]) if job.name not in seen]
+    jobs = {job.name.removeprefix("synthetic "): shlex.join(job.command) for job in plan if "candidates" not in job.name}
+    shadows = [f"canaries shadow {name} {i}" for name in ("undefended", "memguard") for i in range(16)]
+    assert [*jobs] == [*shadows, "canaries worst_case memguard", "canaries reorder worst_case memguard"]
+    assert all("--set data.canaries=100" in command for command in jobs.values())
+    assert "train_shadows.py --defense memguard --index 3" in jobs["canaries shadow memguard 3"]
+    assert "worst_case.py --defense memguard --count 16" in jobs["canaries worst_case memguard"]
+    assert ["diffence.fallback=reorder" in jobs[name] for name in [*jobs][-2:]] == [False, True]
+    needs = {name for job in plan if "memguard" in job.name and "shadow" not in job.name for name in job.needs}
+    assert needs >= {f"synthetic canaries shadow memguard {i}" for i in range(16)}
+    assert not any("train" in name for name in needs)
+    assert {job.kind for job in plan} == {"shadow", "worst_case", "candidates"}
+    more = ("data.scored=2000", "data.members=4000", "data.non_members=4000", "attack.shadows=4")
+    large = dataclasses.replace(run, config=load_config(ROOT / "synthetic", "small", list(more)), overrides=more)
+    commands = [shlex.join(job.command) for job in plan_jobs([large], ["hamp"], ["1"], "clean", ["worst_case"])]
+    (command,) = (one for one in commands if "worst_case.py" in one and "reorder" not in one)
+    assert "--count 4" in command and "data.canaries=500" in command
+
+
 def test_a_shadow_model_and_a_row_are_found(tmp_path: Path) -> None:
     """Done is what was made under these settings, by this defense: `dpsgd-private` is not `dpsgd`."""
     config = Config(attack=Attack(shadows=4))
@@ -94,6 +118,13 @@ def test_a_shadow_model_and_a_row_are_found(tmp_path: Path) -> None:
     assert jobs["label_only dpsgd"].state() == MISSING
     write_json(run.results_dir("clean") / "label_only-dpsgd-5images-1steps.json", row | {"defense": "dpsgd"})
     assert jobs["label_only dpsgd"].state() == DONE
+    of_then = {name: section for name, section in run.config.defenses.items() if name != "dpsgd-strong"}
+    row = {"defense": "dpsgd", "config": run.config.as_dict() | {"defenses": of_then}}
+    write_json(run.results_dir("clean") / "label_only-dpsgd-5images-1steps.json", row)
+    assert jobs["label_only dpsgd"].state() == DONE  # a defense that is newer than the row had no part in it
+    of_then["dpsgd"] = of_then["dpsgd"] | {"groups": 3}
+    write_json(run.results_dir("clean") / "label_only-dpsgd-5images-1steps.json", row)
+    assert jobs["label_only dpsgd"].state() == MISSING
 
 
 def test_more_seeds_add_jobs_and_change_none() -> None:

@@ -16,7 +16,7 @@ from common.diffence.candidates import candidate_settings, candidates_dir, missi
 from common.diffence.ddpm import ddpm_settings
 from common.experiments.forecast import Forecast, Training, of_candidates, of_ddpm, of_evaluation, of_partition, of_trainings
 from common.experiments.shadow_models import shadow_run
-from common.experiments.variants import VARIANTS, run_of
+from common.experiments.variants import SHADOWS, VARIANTS, run_of, worst_case
 from common.files import differences, read_json
 from common.report.rows import result_file
 from common.run import Run
@@ -105,10 +105,10 @@ class Plan:
         own = model_path(self.run, defense), settings_of(self.run, defense)
         return self._add_training(f"train {defense}", command, [partition, *needed, *parts], self.run, own)
 
-    def train_shadows(self, defense: str, partition: str, needed: Sequence[Sequence[str]]) -> list[str]:
-        """Add the training of `attack.shadows` shadow models of a defense, each after those of the defenses that it needs."""
+    def train_shadows(self, defense: str, count: int, partition: str, needed: Sequence[Sequence[str]]) -> list[str]:
+        """Add the training of `count` shadow models of a defense, each after those of the defenses that it needs."""
         names, parts_of = [], DEFENSES[defense].parts
-        for i in range(self.run.config.attack.shadows):
+        for i in range(count):
             needs = [partition, *(shadows[i] for shadows in needed)]
             command = f"python train_shadows.py --defense {defense} --index {i}"
             run = shadow_run(self.run, i)
@@ -139,11 +139,15 @@ def plan_jobs(
     for run in runs:
         seed = f"seed{run.seed} " if run.seed != runs[0].seed else ""
         plan = Plan(run, jobs, seed.strip(), device)
-        _add_evaluations(plan, defenses, scenarios, protocol, [name for name in experiments if name not in VARIANTS])
+        _add_evaluations(
+            plan, defenses, scenarios, protocol, [name for name in experiments if name not in (*VARIANTS, "worst_case")]
+        )
         for variant in [variant for name in experiments if name in VARIANTS for variant in VARIANTS[name](run)]:
             asked = [defense for defense in defenses if defense in variant.defenses]
             other = Plan(run_of(variant, run), jobs, seed + variant.name, device)
             _add_evaluations(other, asked, variant.scenarios or scenarios, protocol, [])
+        for variant in worst_case(run) if "worst_case" in experiments else []:
+            _add_worst_case(Plan(run_of(variant, run), jobs, seed + variant.name, device), defenses)
     return jobs
 
 
@@ -152,22 +156,15 @@ def _add_evaluations(
 ) -> None:
     """Add the evaluation of each defense, everything that it needs, and the `experiments` that are scripts."""
     run = plan.run
-    manifest, diffusion = run.partition_dir / "manifest.json", run.ddpm_dir / "unet" / "settings.json"
-    partition_done = partial(json_state, manifest, partition_settings(run))
-    partition = plan.add("partition", "python data_partition.py", [], partition_done, partial(of_partition, run))
-    ddpm_command = "python diff_defense/train_ddpm.py"
-    ddpm_done = partial(json_state, diffusion, ddpm_settings(run))
-    ddpm = plan.add("ddpm", ddpm_command, [partition], ddpm_done, partial(of_ddpm, run))
-    drawing = f"python diff_defense/draw_candidates.py --protocol {protocol}"
-    drawn = partial(candidates_state, run, protocol)
-    candidates = plan.add("candidates", drawing, [ddpm], drawn, partial(of_candidates, run, protocol))
+    partition, candidates = _add_candidates(plan, protocol)
     trained: dict[str, str] = {}
     shadows: dict[str, list[str]] = {}
     evaluated: dict[str, str] = {}
     for defense in with_needed(defenses):
         needed = DEFENSES[defense].needs
         trained[defense] = plan.train(defense, partition, [trained[name] for name in needed])
-        shadows[defense] = plan.train_shadows(defense, partition, [shadows[name] for name in needed])
+        others = [shadows[name] for name in needed]
+        shadows[defense] = plan.train_shadows(defense, run.config.attack.shadows, partition, others)
         if defense not in defenses:
             continue
         options = f"--defense {defense} --protocol {protocol} --scenario {' '.join(scenarios)}"
@@ -188,6 +185,33 @@ def _add_evaluations(
         if kind in TOGETHER:
             command = f"python evaluate_MIAs/{kind}.py --defense {' '.join(evaluated)}"
             plan.add(kind, command, [*evaluated.values()], partial(experiment_state, kind, [*evaluated], run))
+
+
+def _add_candidates(plan: Plan, protocol: str) -> tuple[str, str]:
+    """Add the partition, the diffusion model and the candidates. Returns the names of the first and of the last job."""
+    run = plan.run
+    manifest, diffusion = run.partition_dir / "manifest.json", run.ddpm_dir / "unet" / "settings.json"
+    partition_done = partial(json_state, manifest, partition_settings(run))
+    partition = plan.add("partition", "python data_partition.py", [], partition_done, partial(of_partition, run))
+    ddpm_command = "python diff_defense/train_ddpm.py"
+    ddpm_done = partial(json_state, diffusion, ddpm_settings(run))
+    ddpm = plan.add("ddpm", ddpm_command, [partition], ddpm_done, partial(of_ddpm, run))
+    drawing = f"python diff_defense/draw_candidates.py --protocol {protocol}"
+    drawn = partial(candidates_state, run, protocol)
+    return partition, plan.add("candidates", drawing, [ddpm], drawn, partial(of_candidates, run, protocol))
+
+
+def _add_worst_case(plan: Plan, defenses: Sequence[str]) -> None:
+    """Add models with canaries of each defense, `attack.shadows` or SHADOWS of them, and the attacks on them."""
+    partition, candidates = _add_candidates(plan, "clean")
+    count = plan.run.config.attack.shadows or SHADOWS
+    models: dict[str, list[str]] = {}
+    for defense in with_needed(defenses):
+        models[defense] = plan.train_shadows(defense, count, partition, [models[name] for name in DEFENSES[defense].needs])
+        if defense in defenses:
+            command = f"python evaluate_MIAs/worst_case.py --defense {defense} --count {count}"
+            state = partial(experiment_state, "worst_case", [defense], plan.run)
+            plan.add(f"worst_case {defense}", command, [candidates, *models[defense]], state)
 
 
 def with_needed(defenses: Sequence[str]) -> list[str]:

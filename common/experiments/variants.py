@@ -13,7 +13,7 @@ from common.run import Run
 
 ARCHITECTURES = {"densenet121": 32, "vgg16": 64, "vit": 512}  # beside ResNet-18, with their published widths
 RESNET18_WIDTH = 64
-SHADOWS = 16  # of `lira` without --shadows; the paper has 128
+SHADOWS = 16  # of `lira` and `worst_case` without --shadows; the paper has 128
 STEPS = 4  # times as many training steps of the stronger diffusion model
 
 
@@ -62,6 +62,16 @@ def stronger(run: Run) -> list[Variant]:
     overrides = ("ddpm.name=stronger", "ddpm.reference=true", f"ddpm.steps={STEPS * run.config.ddpm.steps}")
     defenses = ("undefended", "advreg", "dpsgd", "selena", "relaxloss", "hamp")
     return [Variant("stronger", overrides, defenses, ("average",))]
+
+
+def worst_case(run: Run) -> list[Variant]:
+    """Canaries, with either fallback: 100 of them, or 500 where there are many scored points. `data.canaries` changes this.
+
+    It is not among VARIANTS, because these models are attacked by worst_case.py.
+    """
+    canaries = run.config.data.canaries or (500 if run.config.data.scored >= 2_000 else 100)
+    planted = f"data.canaries={canaries}"
+    return [Variant("canaries", (planted,)), Variant("canaries reorder", (planted, "diffence.fallback=reorder"))]
 
 
 VARIANTS: dict[str, Callable[[Run], list[Variant]]] = {

@@ -37,6 +37,7 @@ from common.pair import SIDES, Pair
 from common.report.rows import result_file
 from common.run import Run, provenance
 from common.seeds import derive_seed
+from common.training.targets import training_facts
 
 FPRS = (0.001, 0.01)
 
@@ -98,6 +99,7 @@ def worst_case(run: Run, defense: str, scenarios: list[str], count: int) -> list
             "t": run.config.diffence.t,
             "fallback": run.config.diffence.fallback,
             "models": count,
+            "training": training_facts(shadow_run(run, 0), defense, "clean"),  # of the first model, such as its epsilon
             # Decisions on canaries, and as many on controls: each point is a member of half of the models.
             "scored": dict.fromkeys(SIDES, count * run.config.data.canaries // 2),
             **{name: group_report(points, answers, scores, name) for name in ("canaries", "controls")},

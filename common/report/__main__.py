@@ -23,7 +23,11 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     parser = module_parser("report", __doc__)
     parser.add_argument("--table", nargs="+", default=[], metavar="III", help="these tables of the paper, III to VIII")
     parser.add_argument(
-        "--figure", nargs="+", default=[], metavar="11", help="these figures of the paper, 1 and 3 to 14, or frontier"
+        "--figure",
+        nargs="+",
+        default=[],
+        metavar="11",
+        help="these figures of the paper, 1 and 3 to 14, frontier, worst_case",
     )
     parser.add_argument("--dataset", nargs="+", default=[], help="rows of these data sets alone")
     parser.add_argument("--profile", nargs="+", default=[], help="rows of these profiles alone")

@@ -83,15 +83,12 @@ def intervals_markdown(row: dict[str, Any]) -> str:
 
 
 def worst_case_markdown(*rows: dict[str, Any]) -> str:
-    """Rows of common/experiments/worst_case.py as a table with a line for each row and group of points.
-
-    The best attack is the one with the largest TPR at 0.1% FPR; on ties, the one with the larger AUC.
-    """
+    """Rows of common/experiments/worst_case.py as a table with a line for each row and group of points."""
     lines = []
     for row in rows:
         for group in ("canaries", "controls"):
             facts = row[group]
-            best = max(facts["attacks"], key=lambda name: (tpr_of(facts, name)["rate"], facts["attacks"][name]["auc"]))
+            best = best_attack(facts)
             no_match = facts["no_match"]
             lines.append(
                 {
@@ -99,15 +96,20 @@ def worst_case_markdown(*rows: dict[str, Any]) -> str:
                     "Diffence": "without" if row["scenario"] is None else SCENARIO_TITLES[row["scenario"]],
                     "points": {"canaries": "canaries", "controls": "random images"}[group],
                     "best attack": best,
-                    "TPR @0.1%FPR": _rate_text(tpr_of(facts, best)),
-                    "TPR @1%FPR": _rate_text(tpr_of(facts, best, "0.01")),
+                    "TPR @0.1%FPR": rate_text(tpr_of(facts, best)),
+                    "TPR @1%FPR": rate_text(tpr_of(facts, best, "0.01")),
                     "AUC": f"{facts['attacks'][best]['auc']:.3f}",
-                    "lira-online": _rate_text(tpr_of(facts, "lira-online")),
+                    "lira-online": rate_text(tpr_of(facts, "lira-online")),
                     "gap AUC": f"{facts['attacks']['correctness']['auc']:.3f}",
                     "no match (mem./non)": f"{100 * no_match['members']:.1f}% / {100 * no_match['non_members']:.1f}%",
                 }
             )
     return as_markdown(pd.DataFrame(lines))
+
+
+def best_attack(facts: dict[str, Any]) -> str:
+    """The attack with the largest TPR at 0.1% FPR in the part of a row about a group of points; on ties, the larger AUC."""
+    return max(facts["attacks"], key=lambda name: (tpr_of(facts, name)["rate"], facts["attacks"][name]["auc"]))
 
 
 def tpr_of(facts: dict[str, Any], attack: str, fpr: str = "0.001") -> dict[str, Any]:
@@ -116,5 +118,6 @@ def tpr_of(facts: dict[str, Any], attack: str, fpr: str = "0.001") -> dict[str, 
     return rate
 
 
-def _rate_text(rate: dict[str, Any]) -> str:
+def rate_text(rate: dict[str, Any]) -> str:
+    """A rate and its interval in percent: `12.0% [8.5, 15.5]`."""
     return "{:.1f}% [{:.1f}, {:.1f}]".format(*(100 * value for value in (rate["rate"], *rate["interval"])))

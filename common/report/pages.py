@@ -13,6 +13,7 @@ from common.report.paper import PaperLines, is_compared_with_paper, paper_lines
 from common.report.results_page import results_page
 from common.report.rows import as_markdown, name_columns, setting_title, warnings_of
 from common.report.serving import serving_table
+from common.report.worst_case import worst_case_findings
 
 
 def fill_pages(root: Path) -> dict[Path, str]:
@@ -27,6 +28,7 @@ def fill_pages(root: Path) -> dict[Path, str]:
         ("docs/cost.md", "cost", cost_table(root)),
         ("docs/cost.md", "growth", growth_table(root)),
         ("docs/serve.md", "serving", serving_table(root)),
+        ("docs/worst_case.md", "worst case", worst_case_findings(rows)),
     )
     pages: dict[Path, str] = {}
     for page, mark, table in tables:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from common.errors import UserError, check_name
-from common.report import ablations, bars, distributions, frontier, trade_offs
+from common.report import ablations, bars, distributions, frontier, trade_offs, worst_case
 from common.report.cost_tables import TABLES
 from common.report.editions import Edition, Selection, StoredRow, in_order, read_folder, select_editions
 from common.report.paper import PAPER_DEFENSES, PaperNumbers, paper_numbers
@@ -32,7 +32,9 @@ FIGURES: dict[str, FigureBuilder] = {
     "12": trade_offs.figure_12,
     "13": trade_offs.figure_13,
     "14": distributions.figure_14,
-    "frontier": frontier.figure_frontier,  # not in the paper
+    # Not in the paper:
+    "frontier": frontier.figure_frontier,
+    "worst_case": worst_case.figure_worst_case,
 }
 
 

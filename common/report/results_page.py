@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from common.metrics.intervals import mean_and_sd, mean_interval
-from common.report.experiments import intervals_markdown, label_only_markdown, repeated_queries_markdown, worst_case_markdown
+from common.report.experiments import intervals_markdown, label_only_markdown, repeated_queries_markdown
 from common.report.load import Rows, by_setting, of_kind
 from common.report.paper import PaperLines, is_compared_with_paper, paper_comparison
 from common.report.rows import as_markdown, name_columns, setting_title, tables_markdown
+from common.report.worst_case import worst_case_tables
 
 PREFACE = """# Results
 
@@ -45,7 +46,7 @@ def results_page(rows: Rows, published: PaperLines) -> str:
         if is_compared_with_paper(first):
             parts.append(paper_comparison(evaluations, published))
     in_order = [row for evaluations in settings.values() for row in evaluations]
-    return "\n\n".join([*parts, *seed_tables(in_order), *experiment_tables(rows)]) + "\n"
+    return "\n\n".join([*parts, *seed_tables(in_order), *experiment_tables(rows), *worst_case_tables(rows)]) + "\n"
 
 
 def seed_tables(rows: Rows) -> list[str]:
@@ -118,7 +119,6 @@ def experiment_tables(rows: Rows) -> list[str]:
         ("label_only", "label-only attacks", label_only_markdown),
         ("repeated_queries", "attacks on Diffence itself", repeated_queries_markdown),
         ("intervals", "intervals of scenario 1", intervals_markdown),
-        ("worst_case", "images with a wrong label", worst_case_markdown),
     ):
         for row in of_kind(rows, kind):
             scored = "{members:,} + {non_members:,}".format(**row["scored"])
