@@ -1,7 +1,7 @@
 """python -m benchmarks.slurm: the whole plan of a tiny data set on a real Slurm whose nodes die, compared with a local run.
 
 Two nodes are started on this machine (tests/slurm/start.sh, which needs root and Debian's slurm-wlm and munge).
-`all-train-all.sh --slurm` submits the plan. While it runs, one node after the other dies with its jobs and comes back. Slurm
+`all-train-all.sh --slurm` submits the plan. While it runs, nodes die with their jobs and come back. Slurm
 starts these jobs again. In the end all files must be those of an undisturbed local run, as in benchmarks/kills.py.
 """
 
@@ -19,7 +19,6 @@ from benchmarks.kills import PLAN, copy_tree, digests, run_to_the_end
 from common.cli import ROOT
 
 SCRIPTS = ROOT / "tests" / "slurm"
-NODES = ("n1", "n2")
 CLUSTER = "{partition: main, time: 30, memory: 1, cpus: 1}\n"
 
 
@@ -44,16 +43,21 @@ def queue(*options: str) -> list[str]:
     return subprocess.check_output(command, text=True).splitlines()
 
 
-def die(folder: Path, node: str) -> int:
-    """Let a node die as soon as it runs a job, and switch it on again. Returns how many jobs died; 0 = the plan has ended."""
-    running = ["--states=running", f"--nodelist={node}"]
+def die(folder: Path, *which: str) -> int:
+    """Let a node die that runs a job, and switch it on again. Returns how many jobs died; 0 = the plan has ended.
+
+    `which` are options of `squeue` that choose the job, such as --name=synthetic-train.
+    """
+    running = ["--states=running", "--format=%N", *which]
     while queue() and not queue(*running):
         time.sleep(0.2)
     time.sleep(2)  # into the job
-    victims = len(queue(*running))
-    if victims:
-        subprocess.run(["bash", SCRIPTS / "kill_node.sh", folder, node], check=True)
-        subprocess.run(["slurmd", "-N", node, "-f", folder / "slurm.conf"], check=True)
+    nodes = queue(*running)
+    if not nodes:
+        return 0
+    victims = len(queue("--states=running", f"--nodelist={nodes[0]}"))
+    subprocess.run(["bash", SCRIPTS / "kill_node.sh", folder, nodes[0]], check=True)
+    subprocess.run(["slurmd", "-N", nodes[0], "-f", folder / "slurm.conf"], check=True)
     return victims
 
 
@@ -65,7 +69,7 @@ def wait_for_all() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--deaths", type=int, default=6, help="of nodes, in turn (default: 6)")
+    parser.add_argument("--deaths", type=int, default=6, help="of nodes (default: 6)")
     parsed = parser.parse_args()
     place = Path(tempfile.mkdtemp())  # which stays where a plan fails or files differ
     whole, submitted = (copy_tree(place / tree) for tree in ("whole", "submitted"))
@@ -76,8 +80,8 @@ def main() -> None:
     dead = 0
     with two_nodes(place / "slurm"):
         subprocess.run([*PLAN.split(), "--slurm", "cluster.yaml"], cwd=submitted, check=True)
-        for death in range(parsed.deaths):
-            dead += die(place / "slurm", NODES[death % 2])
+        for _ in range(parsed.deaths):
+            dead += die(place / "slurm")
             time.sleep(20)  # a node that has come back takes part again
         wait_for_all()
     expected, found = digests(whole), digests(submitted)

@@ -246,7 +246,7 @@ def test_a_plan_survives_the_death_of_a_node(workspace: Path, tmp_path: Path) ->
         assert submitted.code == 0 and "7 jobs submitted, 0 done already" in submitted.out, submitted
         twice = run_script(trees[1], "all-train-all.sh", *slurm)
         assert twice.code == 2 and "of these jobs already" in twice.err, twice
-        assert die(tmp_path / "nodes", "n1")
+        assert die(tmp_path / "nodes", "--name=synthetic-train")
         wait_for_all()
     assert local.returncode == 0
     assert digests(trees[1]) == digests(trees[0])
