@@ -371,6 +371,24 @@ def test_a_hundredth_of_the_papers_network_protects_as_well() -> None:
     assert over_bare(alone, "1") < 12 < min(over_bare(small, "1"), over_bare(wide, "1"))
 
 
+def test_diffence_protects_random_members_and_no_canaries() -> None:
+    rows = {row["scenario"]: row for row in of_kind(read_rows(ROOT), "worst_case") if row["fallback"] == "original"}
+    assert {row["defense"] for row in rows.values()} == {"undefended"}, "the page says that others are not measured"
+
+    def found(scenario: str | None, group: str, fpr: str = "0.001") -> dict[str, float]:
+        return {name: attack["tpr_at"][fpr]["rate"] for name, attack in rows[scenario][group]["attacks"].items()}
+
+    assert max(found(None, "canaries").values()) == 1 and 0.33 < max(found(None, "controls").values()) < 0.5
+    for scenario in ("1", "3"):
+        assert max(found(scenario, "controls").values()) < 0.05
+        assert min(found(scenario, "canaries")[name] for name in ("lira-online", "lira-offline")) > 0.5
+        assert found(scenario, "canaries", "0.01")["knowing"] > 0.95
+        canaries = rows[scenario]["canaries"]
+        assert canaries["given_label"]["members"] == 1 and canaries["given_label"]["non_members"] < 0.05
+        assert canaries["kept"]["members"] < 0.4 and canaries["kept"]["non_members"] > 0.7
+        assert canaries["no_match"]["members"] > 0.2 and canaries["no_match"]["non_members"] < 0.05
+
+
 def test_soft_labels_cause_what_hamp_adds() -> None:
     """The grid of the generated data: hard labels are as no defense, 1% softness exposes, and more adds nothing."""
     lines: list[Any] = pd.read_csv(ROOT / "results" / "synthetic" / "small-clean-seed0" / "hamp_grid.csv").to_dict("records")

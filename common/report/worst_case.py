@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
+from common.pair import SIDES
 from common.report.editions import Edition, Row, StoredRow, in_order
 from common.report.experiments import best_attack, rate_text, tpr_of
 from common.report.load import Rows, of_kind
@@ -100,12 +101,8 @@ def _columns(row: Row) -> dict[str, str]:
             f"{title}: TPR @1%FPR": rate_text(tpr_of(facts, best, "0.01")),
             f"{title}: best attack": best,
         }
-    return line | {"canaries without a match": f"{no_match(row):.1f}%"}
-
-
-def no_match(row: Row) -> float:
-    """The share of the answers about canaries for which no candidate keeps the label, in percent."""
-    return 50.0 * sum(row["canaries"]["no_match"].values())  # each canary is a member of half of the models
+    lost = (f"{100 * row['canaries']['no_match'][side]:.1f}%" for side in SIDES)
+    return line | {"canaries without a match, members / non-members": " / ".join(lost)}
 
 
 def worst_case_findings(rows: Rows) -> str:
@@ -117,15 +114,17 @@ def worst_case_findings(rows: Rows) -> str:
     for (dataset, profile, seed, _), of_setting in by_setting(rows).items():
         if seed == 0:
             sentences += [f"- {title_of(DATASET_TITLES, dataset)}, {profile}: {text}" for text in _findings(of_setting)]
-    return "\n".join(sentences) + "\n\n" + "\n\n".join(tables)
+    return "\n\n".join([*(["\n".join(sentences)] if sentences else []), *tables])
 
 
 def _findings(rows: Rows) -> list[str]:
-    """What the rows of one setting say of canaries, a sentence for each way of answering."""
+    """Which defense protects canaries least and most, a sentence for each way of answering that has rows of several."""
     texts = []
     for way in dict.fromkeys(map(way_of, rows)):
         of_way = [row for row in rows if way_of(row) == way]
         most, least = max(of_way, key=_exposure), min(of_way, key=_exposure)
+        if most is least:
+            continue
         texts.append(f"{way}, the most canaries are found at 0.1% FPR under {_found(most)}, the fewest under {_found(least)}.")
     return texts
 
