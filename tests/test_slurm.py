@@ -239,6 +239,9 @@ def test_a_plan_survives_the_death_of_a_node(workspace: Path, tmp_path: Path) ->
     profile = write_profile(tmp_path / "tiny.yaml", "model.width=8", "defenses.selena={k: 2, l: 1}", "train.epochs=2")
     options = ["--datasets", "synthetic", "--defenses", "selena", "--scenario", "3", "--profile", profile, "--device", "cpu"]
     trees = [Path(shutil.copytree(workspace, tmp_path / name)) for name in ("local", "slurm")]
+    for made in ("data", "final-all-models", "diff_defense/diff_models", "evaluate_MIAs/results"):  # by tests that ran before
+        for tree in trees:
+            shutil.rmtree(tree / "synthetic" / made, ignore_errors=True)
     command = ["bash", "all-train-all.sh", *map(str, options)]
     slurm = [*options, "--slurm", write(tmp_path, CLUSTER)]
     with subprocess.Popen(command, cwd=trees[0], env=script_environment()) as local, two_nodes(tmp_path / "nodes"):

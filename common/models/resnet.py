@@ -21,20 +21,20 @@ class BasicBlock(nn.Module):
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
         )
+        self.sampled: nn.Module = nn.Identity()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 and inputs < 16:
             # Sampling first gives the same numbers. A strided 1x1 convolution of so few channels writes outside of its memory
             # on CPUs: https://github.com/uxlfoundation/oneDNN/issues/6035
-            sampled = nn.AvgPool2d(1, stride)
-            self.shortcut = nn.Sequential(sampled, nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-        elif stride != 1 or inputs != outputs:
+            self.sampled, stride = nn.AvgPool2d(1, stride), 1
+        if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False),
                 nn.BatchNorm2d(outputs),
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.residual(x) + self.shortcut(x))
+        return torch.relu(self.residual(x) + self.shortcut(self.sampled(x)))
 
 
 class ResNet18(nn.Module):
