@@ -118,6 +118,11 @@ def content(path: Path) -> Any:
     return None
 
 
+def differing(expected: dict[str, str], found: dict[str, str]) -> list[str]:
+    """The files of which two trees have other digests, or which one of them lacks."""
+    return sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+
+
 def comparable(value: Any) -> Any:
     """A value in which every bit of an array counts, without UNEQUAL."""
     if isinstance(value, torch.Tensor):
@@ -149,8 +154,7 @@ def main() -> None:
         copy_tree(killed)
         done += run_with_kills(killed, parsed.kills - done, SHARE * seconds, parsed.seed + round_)
         round_ += 1
-        found = digests(killed)
-        differ = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+        differ = differing(expected, digests(killed))
         if differ:
             raise SystemExit(f"\nafter {done} kills {len(differ)} files in {place} differ: {', '.join(differ[:10])}")
     shutil.rmtree(place)

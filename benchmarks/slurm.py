@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.kills import PLAN, copy_tree, digests, run_to_the_end
+from benchmarks.kills import PLAN, copy_tree, differing, digests, run_to_the_end
 from common.cli import ROOT
 
 SCRIPTS = ROOT / "tests" / "slurm"
@@ -84,8 +84,8 @@ def main() -> None:
             dead += die(place / "slurm")
             time.sleep(20)  # a node that has come back takes part again
         wait_for_all()
-    expected, found = digests(whole), digests(submitted)
-    differ = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+    expected = digests(whole)
+    differ = differing(expected, digests(submitted))
     if differ:
         raise SystemExit(f"after {dead} jobs died, {len(differ)} files in {place} differ: {', '.join(differ[:10])}")
     shutil.rmtree(place)

@@ -137,8 +137,9 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
         require_slurm()
     at_once = cluster.parallel if cluster else parsed.workers
     with only_launcher([run.folder for run in runs]):
-        refuse_queued([job for job in jobs if job.state() == MISSING])
-        refuse_full_disk([job.forecast() for job in jobs if job.state() == MISSING], at_once)
+        missing = [job for job in jobs if job.state() == MISSING]
+        refuse_queued(missing)
+        refuse_full_disk([job.forecast() for job in missing], at_once)
         done = submit_jobs(jobs, cluster) if cluster else run_jobs(jobs, parsed.minutes, parsed.workers)
     if not done:
         sys.exit(1)

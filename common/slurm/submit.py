@@ -108,7 +108,7 @@ def require_slurm() -> None:
     try:
         import submitit  # noqa: F401
     except ImportError as error:
-        raise UserError('--slurm needs submitit: python -m pip install -e ".[slurm]".') from error
+        raise UserError('--slurm needs submitit: pip install -e ".[slurm]".') from error
     if shutil.which("sbatch") is None:
         raise UserError("there is no sbatch on this machine: run this on a login node of the cluster.")
 
