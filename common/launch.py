@@ -9,6 +9,7 @@ jobs are planned in common/experiments/plan.py.
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,33 @@ def _after(job: Job) -> str:
 
 def main(folder: Path, arguments: Sequence[str]) -> None:
     """The command line of `all-train-all.sh`. `folder` is the root of the repository."""
+    parsed = _parse(folder, arguments)
+    from common.experiments.forecast import refuse_full_disk
+    from common.experiments.plan import MISSING, STEPS
+    from common.experiments.variants import VARIANTS
+    from common.slurm.cluster import read_cluster
+    from common.slurm.queue import refuse_queued
+    from common.slurm.submit import require_slurm, submit_jobs
+
+    folders, jobs = _plan(parsed)
+    kinds = [*STEPS, *(name for name in EXPERIMENTS if name not in VARIANTS)]
+    cluster = read_cluster(parsed.slurm, kinds) if parsed.slurm else None
+    if parsed.dry_run:
+        print_plan(jobs)
+        return
+    if cluster:
+        require_slurm()
+    at_once = cluster.parallel if cluster else parsed.workers
+    with only_launcher(folders):
+        missing = [job for job in jobs if job.state() == MISSING]
+        refuse_queued(missing)
+        refuse_full_disk([job.forecast() for job in missing], at_once)
+        done = submit_jobs(jobs, cluster) if cluster else run_jobs(jobs, parsed.minutes, parsed.workers)
+    if not done:
+        sys.exit(1)
+
+
+def _parse(folder: Path, arguments: Sequence[str]) -> Namespace:
     parser = make_parser(folder, "Partition, train and evaluate everything, in dependency order.")
     parser.add_argument("--datasets", nargs="+", default=list(PUBLISHED), help=f"default: {' '.join(PUBLISHED)}")
     parser.add_argument("--defenses", nargs="+", help=f"in this order (default: {' '.join(PRIORITY)}, then all others)")
@@ -95,19 +123,19 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     require(parsed.seeds > 0, f"--seeds must be at least 1, not {parsed.seeds}.")
     here = parsed.workers == 1 and parsed.minutes == float("inf")
     require(parsed.slurm is None or here, "--workers and --minutes are for jobs on this machine: leave them out with --slurm.")
+    return parsed
+
+
+def _plan(parsed: Namespace) -> tuple[list[Path], list[Job]]:
+    """The folders of the data sets, and the jobs in the order of their needs. Raises UserError for an unknown name."""
     from common.data import DATASETS
     from common.defenses import DEFENSES, with_options
-    from common.experiments.forecast import refuse_full_disk
-    from common.experiments.plan import MISSING, STEPS, plan_jobs
-    from common.experiments.variants import VARIANTS
+    from common.experiments.plan import plan_jobs
     from common.run import open_run
-    from common.slurm.cluster import read_cluster
-    from common.slurm.queue import refuse_queued
-    from common.slurm.submit import require_slurm, submit_jobs
 
     defenses = parsed.defenses or list(dict.fromkeys([*PRIORITY, *DEFENSES]))
-    check_name("protocol", parsed.protocol, PROTOCOLS)
     for kind, names, known in (
+        ("protocol", [parsed.protocol], PROTOCOLS),
         ("data set", parsed.datasets, tuple(DATASETS)),
         ("defense", defenses, tuple(DEFENSES)),
         ("scenario", parsed.scenario, SCENARIOS),
@@ -120,29 +148,11 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     if parsed.slurm:  # a login node need not have the device of the jobs
         parsed.device = "cpu"
     runs = [with_options(open_run(ROOT / dataset, parsed)) for dataset in parsed.datasets]
-    seeds = range(parsed.seed, parsed.seed + parsed.seeds)
-    plans = [
-        plan_jobs(
-            [replace(run, seed=seed) for seed in seeds], defenses, parsed.scenario, parsed.protocol, parsed.experiments, device
-        )
-        for run in runs
-    ]
-    jobs = [job for plan in plans for job in plan]
-    kinds = [*STEPS, *(name for name in EXPERIMENTS if name not in VARIANTS)]
-    cluster = read_cluster(parsed.slurm, kinds) if parsed.slurm else None
-    if parsed.dry_run:
-        print_plan(jobs)
-        return
-    if cluster:
-        require_slurm()
-    at_once = cluster.parallel if cluster else parsed.workers
-    with only_launcher([run.folder for run in runs]):
-        missing = [job for job in jobs if job.state() == MISSING]
-        refuse_queued(missing)
-        refuse_full_disk([job.forecast() for job in missing], at_once)
-        done = submit_jobs(jobs, cluster) if cluster else run_jobs(jobs, parsed.minutes, parsed.workers)
-    if not done:
-        sys.exit(1)
+    jobs: list[Job] = []
+    for run in runs:
+        of_seeds = [replace(run, seed=seed) for seed in range(parsed.seed, parsed.seed + parsed.seeds)]
+        jobs += plan_jobs(of_seeds, defenses, parsed.scenario, parsed.protocol, parsed.experiments, device)
+    return [run.folder for run in runs], jobs
 
 
 if __name__ == "__main__":

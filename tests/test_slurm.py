@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, Call, refusal, run_script, script_environment, write_profile
 
 from benchmarks.kills import digests
-from benchmarks.slurm import CLUSTER, die, two_nodes, wait_for_all
+from benchmarks.slurm import CLUSTER, die, preempt, two_nodes, wait_for_all
 from common import launch
 from common.config import Attack, Config
 from common.defenses import with_options
@@ -231,8 +231,8 @@ HAVE_SLURM = all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged"
 
 
 @pytest.mark.skipif(not HAVE_SLURM, reason="needs Debian's packages slurm-wlm and munge, and root")
-def test_a_plan_survives_the_death_of_a_node(workspace: Path, tmp_path: Path) -> None:
-    """A small plan, on two nodes of which one dies in the middle of its job: every file is that of a local run, bit for bit.
+def test_a_plan_survives_the_death_of_a_node_and_a_preemption(workspace: Path, tmp_path: Path) -> None:
+    """A small plan. A node dies in the middle of a job, and another job is preempted: every file is a local run's, bit for bit.
 
     python -m benchmarks.slurm does the same with the whole plan.
     """
@@ -250,7 +250,10 @@ def test_a_plan_survives_the_death_of_a_node(workspace: Path, tmp_path: Path) ->
         twice = run_script(trees[1], "all-train-all.sh", *slurm)
         assert twice.code == 2 and "of these jobs already" in twice.err, twice
         assert die(tmp_path / "nodes", "--name=synthetic-train")
+        preempted = preempt(trees[1], "--name=synthetic-train")
         wait_for_all()
+    (said,) = trees[1].glob(f"logs/slurm/{preempted}_*_log.out")
+    assert "this job is preempted" in said.read_text() and "Exiting gracefully after preemption" in said.read_text()
     assert local.returncode == 0
     assert digests(trees[1]) == digests(trees[0])
     assert len(digests(trees[0])) > 10
