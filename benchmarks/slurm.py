@@ -47,9 +47,8 @@ def queue(*options: str) -> list[str]:
 def die(folder: Path, *which: str) -> int:
     """Let a node die that runs a job, switch it on again, and wait until Slurm has noticed.
 
-    Returns how many jobs died; 0 = the plan has ended.
-
-    `which` are options of `squeue` that choose the job, such as --name=synthetic-train.
+    `which` are options of `squeue` that choose the job, such as --name=synthetic-train. Returns how many jobs died; 0 = the
+    plan has ended.
     """
     running = ["--states=running", "--format=%N", *which]
     while queue() and not queue(*running):
