@@ -4,6 +4,7 @@
 sample, their ratio, and the largest difference of their results, which must be due to rounding.
 """
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -64,6 +65,7 @@ def trained_guard(logits: torch.Tensor, membership: torch.Tensor) -> Guard:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.manual_seed(0)
     membership = (torch.arange(BATCH_SAMPLES) % 2).float()
     logits = torch.randn(BATCH_SAMPLES, CLASSES, dtype=torch.float64)

@@ -66,15 +66,27 @@ def test_a_fall_of_the_auc_is_a_fall_for_every_defense() -> None:
 
 
 def test_the_order_of_scenarios_is_that_of_the_mean() -> None:
-    """Means .65, .75 and .70; then scenario 2 below scenario 3."""
+    """Means .65, .75 and .70; then scenario 2 below scenario 3; then the order within noise."""
     assert holds(rules.scenarios_in_order, setting(undefended=[0.9, 0.6, 0.7, 0.7], hamp=[0.9, 0.7, 0.8, 0.7])) == [True]
     assert holds(rules.scenarios_in_order, setting(undefended=[0.9, 0.6, 0.65, 0.7])) == [False]
+    assert holds(rules.scenarios_in_order, setting(undefended=[0.9, 0.696, 0.71, 0.7])) == [False]
 
 
-def test_half_of_the_papers_fall_is_enough() -> None:
-    """7% on the undefended classifier, 5% on SELENA."""
-    assert holds(rules.auc_falls_by, setting(undefended=[1.0, 0.929, 1, 1], selena=[1.0, 0.949, 1, 1])) == [True, True]
-    assert holds(rules.auc_falls_by, setting(undefended=[1.0, 0.94, 1, 1], selena=[1.0, 0.96, 1, 1])) == [False, False]
+def test_a_tenth_is_relative() -> None:
+    assert holds(rules.auc_falls_by, setting(undefended=[0.8, 0.719, 1, 1], selena=[0.8, 0.721, 1, 1])) == [True, False]
+
+
+def test_advreg_is_judged_in_the_papers_setting_only() -> None:
+    def advreg(auc: float, alpha: float = 6, attack_batches: int = 0, schedule: str = "released") -> Results:
+        results = setting(undefended=[0.8, 0.7, 0.7, 0.7], advreg=[auc, 0.7, 0.7, 0.7])
+        options = {"alpha": alpha, "attack_batches": attack_batches, "schedule": schedule}
+        results.evaluations["cifar10, small"]["advreg", None]["config"] = {"defenses": {"advreg": options}}
+        return results
+
+    assert holds(rules.advreg_protects, advreg(0.74)) == [True]
+    assert holds(rules.advreg_protects, advreg(0.76, attack_batches=26)) == [False]
+    for other in (advreg(0.74, alpha=2), advreg(0.74, attack_batches=2), advreg(0.74, schedule="paper")):
+        assert holds(rules.advreg_protects, other) == []
 
 
 def test_a_single_changed_label_is_a_change() -> None:
@@ -89,8 +101,8 @@ def test_confidences_are_alike_when_the_entropy_attack_loses_half() -> None:
     assert holds(rules.confidences_alike, setting(undefended=[0.8, 0.66, 0.7, 0.7])) == [False]
 
 
-@pytest.mark.parametrize(("ece", "expected"), [(0.115, True), (0.125, False), (0.075, False)])
-def test_calibration_stays_within_two_hundredths(ece: float, expected: bool) -> None:
+@pytest.mark.parametrize(("ece", "expected"), [(0.115, True), (0.125, False), (0.075, True)])
+def test_calibration_worsens_by_two_hundredths_at_most(ece: float, expected: bool) -> None:
     results = setting(undefended=[0.8, 0.7, 0.7, 0.7])
     results.evaluations["cifar10, small"]["undefended", "3"]["utility"]["ece"] = ece
     assert holds(rules.calibration_stays, results) == [expected]
@@ -171,6 +183,7 @@ def test_every_scenario_must_be_cheaper_than_memguard() -> None:
 
 
 NOT_MEASURED_YET = {
+    "AdvReg alone protects well",
     "Averaged predictions of a stronger diffusion model are more accurate",
     "The more candidates and the more noise, the better the protection",
     "A query of Diffence costs less than a query of MemGuard",

@@ -261,9 +261,9 @@ def test_rows_from_uncommitted_code_and_lost_markers_are_refused(tmp_path: Path,
     with pytest.raises(UserError, match="uncommitted"):
         collect.collect("cifar10")
     (made / "undefended.json").write_text(json.dumps(row_of()))
-    (made / "undefended_reliability.png").write_bytes(b"a picture")
+    (made / "undefended_phi.png").write_bytes(b"a picture")
     (copied,) = collect.collect("cifar10")
-    assert copied.is_file() and (copied.parent / "undefended_reliability.png").read_bytes() == b"a picture"
+    assert copied.is_file() and (copied.parent / "undefended_phi.png").read_bytes() == b"a picture"
     (made / "hamp_grid.csv").write_text("dataset,profile,seed,commit\ncifar10,small,0,12345e789012\n")
     (made / "hamp_grid.png").write_bytes(b"a picture")
     collect.collect("cifar10")

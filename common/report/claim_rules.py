@@ -8,12 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCENARIOS = ("1", "2", "3")
-REDUCTIONS = {
-    "undefended": 0.140,
-    "hamp": 0.144,
-    "relaxloss": 0.114,
-    "selena": 0.100,
-}  # of the AUC in scenario 1, Section IV-B1
+REDUCTIONS = {"undefended": 0.140, "hamp": 0.144, "relaxloss": 0.114, "selena": 0.100}  # Section IV-B1
 
 Rows = dict[tuple[str, str | None], dict[str, Any]]  # by defense and scenario; None is without Diffence
 
@@ -89,7 +84,7 @@ def scenarios_in_order(results: Results) -> list[Evidence]:
             figures = f"mean over {len(names)} defenses: " + ", ".join(
                 f"scenario {one} {mean[one]:.3f}" for one in ("1", "3", "2")
             )
-            evidence.append(Evidence(where, figures, mean["1"] < mean["3"] < mean["2"]))
+            evidence.append(Evidence(where, figures, min(mean["3"] - mean["1"], mean["2"] - mean["3"]) >= 0.005))
     return evidence
 
 
@@ -100,7 +95,7 @@ def auc_falls_by(results: Results) -> list[Evidence]:
             if name in REDUCTIONS:
                 fall = 1 - rows[name, "1"]["best"]["auc"] / rows[name, None]["best"]["auc"]
                 figures = f"{100 * fall:.1f}% (the paper's average: {100 * REDUCTIONS[name]:.1f}%)"
-                evidence.append(Evidence(f"{where}, {name}", figures, fall >= REDUCTIONS[name] / 2))
+                evidence.append(Evidence(f"{where}, {name}", figures, fall >= 0.1))
     return evidence
 
 
@@ -119,7 +114,7 @@ def calibration_stays(results: Results) -> list[Evidence]:
         if "undefended" in defenses_with(rows, *SCENARIOS):
             before, *after = (rows["undefended", one]["utility"]["ece"] for one in (None, *SCENARIOS))
             figures = f"ECE {before:.3f}, in scenarios 1, 2 and 3 {', '.join(f'{one:.3f}' for one in after)}"
-            evidence.append(Evidence(where, figures, all(abs(one - before) <= 0.02 for one in after)))
+            evidence.append(Evidence(where, figures, all(one - before <= 0.02 for one in after)))
     return evidence
 
 
@@ -142,6 +137,17 @@ def compare(
 def best_auc(row: dict[str, Any]) -> float:
     """The best AUC of a row."""
     return float(row["best"]["auc"])
+
+
+def advreg_protects(results: Results) -> list[Evidence]:
+    evidence = []
+    for where, rows in results.evaluations.items():
+        if ("advreg", None) in rows and ("undefended", None) in rows:
+            options = rows["advreg", None]["config"]["defenses"]["advreg"]
+            if (options["alpha"], options["attack_batches"] or options["schedule"]) in ((6, 26), (6, "released")):
+                a, b = (best_auc(rows[name, None]) for name in ("advreg", "undefended"))
+                evidence.append(Evidence(where, f"best AUC of advreg {a:.3f}, of undefended {b:.3f}", a <= b - 0.05))
+    return evidence
 
 
 def low_rates_halve(rate: str, title: str) -> Callable[[Results], list[Evidence]]:

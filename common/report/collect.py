@@ -55,13 +55,14 @@ def copy_grid(path: Path) -> None:
 
 
 def copy_row(path: Path, row: dict[str, Any], target: Path) -> None:
-    """Copy the row at `path`, its scores and its pictures to the folder `target`."""
+    """Copy the row at `path`, its scores and its histograms of phi to the folder `target`.
+
+    Other pictures are not copied: ROC curves can be drawn from the scores, and calibration is in the row.
+    """
     dataset_dir = ROOT / row["dataset"]
     diffusion_dir = dataset_dir / "diff_defense" / "diff_models" / row["profile"] / f"seed{row['seed']}"
-    pictures = [path.with_name(f"{path.stem}_roc.png")]
-    pictures += [path.with_name(f"{row['defense']}_{kind}.png") for kind in ("phi", "reliability")]
     pack_scores(path, target / f"{path.stem}.npz")
-    for file in (path, *pictures, diffusion_dir / "reconstructions.png"):
+    for file in (path, path.with_name(f"{row['defense']}_phi.png"), diffusion_dir / "reconstructions.png"):
         if file.is_file():
             copy_file(file, target / file.name)
 

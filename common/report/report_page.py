@@ -117,9 +117,12 @@ def _claims(rows: Sequence[StoredRow]) -> list[dict[str, Any]]:
             "section": claim.section,
             "test": claim.test,
             "evidence": evidence,
+            "remark": claim.remark,
             "verdict": verdict(claim, evidence),
             "kind": KINDS.get(verdict(claim, evidence), "open"),
-            "missing": with_code(claim.untestable or f"There are no rows yet. This makes them: `{claim.command}`"),
+            "missing": with_code(
+                claim.untestable or f"There are no rows for this test yet. This makes them: `{claim.command}`"
+            ),
         }
         for claim, evidence in judged
     ]

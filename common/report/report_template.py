@@ -61,6 +61,7 @@ part</em> where some do, <em>not here</em> where none does.</p>
 <p>Test: {{ claim.test }}</p>
 {% if claim.evidence %}<ul>{% for one in claim.evidence %}<li>{{ one.where }}: {{ one.figures }}. <b>{{ "Met" if one.holds else
 "Not met" }}.</b></li>{% endfor %}</ul>{% else %}<p>{{ claim.missing|safe }}</p>{% endif %}
+{% if claim.remark %}<p>{{ claim.remark }}</p>{% endif %}
 </details>
 {% endfor %}{% endif %}
 {% if tables %}
