@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from common.report import row_metrics
 from common.report.distributions import NO_IMAGENET
@@ -69,15 +71,12 @@ def draw_trade_off(panels: dict[str, Panel], protected: str = "1") -> Figure:
     return figure
 
 
-def _legend(defenses: Iterable[str], protected: str) -> list[Line2D]:
-    """Markers of the defenses, then colours of the scenarios."""
+def _legend(defenses: Iterable[str], protected: str) -> list[Artist]:
+    """Markers of the defenses, then the colours without Diffence and in the scenario `protected`."""
     grey: dict[str, Any] = {"linestyle": "", "markeredgecolor": "black", "markerfacecolor": "white"}
-    handles = [Line2D([], [], marker=marker_of(name), label=title_of(DEFENSE_TITLES, name), **grey) for name in defenses]
-    for scenario, face in ((None, "white"), (protected, DIFFENCE_STYLES[protected]["color"])):
-        colors: dict[str, Any] = {"markeredgecolor": DIFFENCE_STYLES[scenario]["color"], "markerfacecolor": face}
-        title = "without Diffence" if scenario is None else f"scenario {scenario}"
-        handles.append(Line2D([], [], marker="o", linestyle="", label=title, **colors))
-    return handles
+    markers = [Line2D([], [], marker=marker_of(name), label=title_of(DEFENSE_TITLES, name), **grey) for name in defenses]
+    without = Patch(facecolor="white", edgecolor=DIFFENCE_STYLES[None]["color"], label="without Diffence")
+    return [*markers, without, Patch(facecolor=DIFFENCE_STYLES[protected]["color"], label=f"scenario {protected}")]
 
 
 def panel_of(rows: Sequence[StoredRow], protected: str = "1") -> Panel:
@@ -127,8 +126,8 @@ def figure_5(edition: Edition, paper: PaperNumbers) -> PaperFigure:
         return no_rows("5", title, evaluation_command(edition, edition.datasets[0]))
     caption = (
         f"Each defense on {', '.join(panels)}, without Diffence (open marker) and in scenario 1 (filled marker): the best AUC "
-        "and accuracy of the paper's five attacks against the change of test accuracy. The right panel is the paper's "
-        "Table III, a mean over CIFAR-10, CIFAR-100 and SVHN."
+        "and accuracy of the paper's five attacks against the change of test accuracy. Each panel has its own horizontal axis. "
+        "The right panel is the paper's Table III, a mean over CIFAR-10, CIFAR-100 and SVHN."
     )
     drawing = draw_trade_off(panels | {"paper, mean of 3 data sets": paper_panel(paper)})
     numbers = reductions_5(edition, paper)
