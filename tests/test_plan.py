@@ -86,11 +86,11 @@ def test_models_with_canaries_join_the_plan() -> None:
     assert needs >= {f"synthetic canaries shadow memguard {i}" for i in range(16)}
     assert not any("train" in name for name in needs)
     assert {job.kind for job in plan} == {"shadow", "worst_case", "candidates"}
-    more = ("data.scored=2000", "data.members=4000", "data.non_members=4000", "attack.shadows=4")
+    more = ("data.scored=2000", "data.members=4000", "data.non_members=4000", "attack.shadows=6")
     large = dataclasses.replace(run, config=load_config(ROOT / "synthetic", "small", list(more)), overrides=more)
     commands = [shlex.join(job.command) for job in plan_jobs([large], ["hamp"], ["1"], "clean", ["worst_case"])]
     (command,) = (one for one in commands if "worst_case.py" in one and "reorder" not in one)
-    assert "--count 4" in command and "data.canaries=500" in command
+    assert "--count 6" in command and "data.canaries=500" in command
 
 
 def test_a_shadow_model_and_a_row_are_found(tmp_path: Path) -> None:

@@ -89,10 +89,15 @@ def test_models_with_canaries_are_other_models_on_the_same_partition(trained: Pa
 # Models whose memory is known
 
 
+def paired_halves(models: int, points: int) -> np.ndarray:
+    """The membership of the models that train_shadows.py trains: bool [M, n]."""
+    return np.stack([in_mask(model, points, 2) for model in range(models)])
+
+
 def remembered(share: float, points: int, models: int, strength: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
     """phi [M, n] of models that know a `share` of their members by heart, and the membership; the others are as non-members."""
     rng = np.random.default_rng(1)
-    mask = halves(models, points, 2)
+    mask = paired_halves(models, points)
     by_heart = np.arange(points) < share * points
     return rng.normal(size=(models, points)) + rng.normal(size=points) + strength * (mask & by_heart), mask
 
@@ -118,6 +123,15 @@ def test_without_memory_every_attack_guesses() -> None:
         report = decisions_report(of_attack, mask, (0.01,), 0)
         assert report["auc"] == pytest.approx(0.5, abs=0.025), name
         assert report["tpr_at"]["0.01"]["rate"] < 0.025, name
+
+
+def test_few_models_do_not_bias_an_attack_without_any_signal() -> None:
+    """If the target alone were left out, its members would have fewer IN models, and LiRA an AUC of .46."""
+    mask = paired_halves(8, 4_000)
+    phi = np.random.default_rng(0).normal(size=mask.shape)
+    found = shadow_scores_of_all(phi, mask, np.zeros(4_000, dtype=int), np.arange(100), Attack())
+    for name in ("lira-online", "lira-offline"):
+        assert auc(found[name][mask], found[name][~mask]) == pytest.approx(0.5, abs=0.013), name
 
 
 def test_an_attacker_who_knows_uses_what_phi_does_not_tell() -> None:
@@ -163,7 +177,8 @@ def test_the_targets_membership_is_not_used() -> None:
     with_known = (arguments[0], np.arange(10), arguments[2])
     first, second = (shadow_scores_of_all(phi, kept, *with_known)["lira-online"] for kept in (mask, changed))
     assert (first[5] == second[5]).all()
-    assert (first[4] != second[4]).any()  # to another target, model 5 is a shadow model
+    assert (first[4] == second[4]).all()  # model 5 was trained on the other half
+    assert (first[3] != second[3]).any()  # to a target of another pair, model 5 is a shadow model
 
 
 # Intervals of decisions that hang together
@@ -207,16 +222,16 @@ def test_the_interval_covers_the_truth() -> None:
 @pytest.mark.parametrize("fallback", ["original", "reorder"])
 def test_the_command(copied_drawn: Path, tiny: Path, call: Call, fallback: str) -> None:
     options = ("--profile", tiny, "--device", "cpu", "--set", "data.canaries=5")
-    assert call(train_shadows, copied_drawn, "--defense", "undefended", "--count", 4, *options).code == 0
+    assert call(train_shadows, copied_drawn, "--defense", "undefended", "--count", 6, *options).code == 0
     changes = (*options, "--set", f"diffence.fallback={fallback}")
-    answer = call(worst_case, copied_drawn, "--defense", "undefended", "--count", 4, "--scenario", 3, *changes)
+    answer = call(worst_case, copied_drawn, "--defense", "undefended", "--count", 6, "--scenario", 3, *changes)
     assert answer.code == 0, answer.err
     folder = tiny_run(copied_drawn, tiny, "data.canaries=5", f"diffence.fallback={fallback}").results_dir("clean")
     without, behind = (
-        json.loads((folder / f"worst_case-undefended{name}-4models.json").read_text()) for name in ("", "_w_Diffence_scenario3")
+        json.loads((folder / f"worst_case-undefended{name}-6models.json").read_text()) for name in ("", "_w_Diffence_scenario3")
     )
     for row in (without, behind):
-        assert (row["kind"], row["models"], row["fallback"], row["canaries"]["points"]) == ("worst_case", 4, fallback, 5)
+        assert (row["kind"], row["models"], row["fallback"], row["canaries"]["points"]) == ("worst_case", 6, fallback, 5)
         assert {"nn", "loss", "lira-online", "rmia-offline", "knowing", "correctness"} <= {*row["canaries"]["attacks"]}
     mirrored = [*tiny_run(copied_drawn, tiny).candidates_dir.rglob("*_mirrored_*.npy")]
     assert len(mirrored) == 4  # 200 images of each side, once for all models
@@ -229,14 +244,14 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, fallback: str) 
     for path in folder.glob("*.json"):
         write_text(kept / path.name, path.read_text())
     (table,) = worst_case_tables(read_rows(copied_drawn))
-    assert table.startswith("**images with a wrong label: synthetic") and "scored 10 + 10" in table
+    assert table.startswith("**images with a wrong label: synthetic") and "scored 15 + 15" in table
 
 
 def test_refusals(copied_drawn: Path, tiny: Path, call: Call) -> None:
     options = ("--defense", "undefended", "--profile", tiny, "--device", "cpu")
     assert "--set data.canaries=100" in refusal(call(worst_case, copied_drawn, *options))
-    assert "even number from 4" in refusal(call(worst_case, copied_drawn, *options, "--count", 5, "--set", "data.canaries=5"))
-    missing = refusal(call(worst_case, copied_drawn, *options, "--count", 4, "--set", "data.canaries=5"))
+    assert "even number from 6" in refusal(call(worst_case, copied_drawn, *options, "--count", 4, "--set", "data.canaries=5"))
+    missing = refusal(call(worst_case, copied_drawn, *options, "--count", 6, "--set", "data.canaries=5"))
     assert "train_shadows.py" in missing and "--set data.canaries=5" in missing
     assert "data.canaries must lie in 0.." in refusal(call(worst_case, copied_drawn, *options, "--set", "data.canaries=99999"))
     both = ("--set", "data.canaries=5", "--shadows", 4)

@@ -159,9 +159,9 @@ def worst_case(folder: Path, arguments: Sequence[str]) -> None:
     parser = make_parser(folder, f"Attack canaries, images of {folder.name} with a wrong label, and as many random images.")
     parser.add_argument("--defense", required=True, help=DEFENSE_NAMES)
     parser.add_argument("--scenario", nargs="+", default=["1", "3"], help="one or more of 1, 2, 3 and average (default: 1 3)")
-    parser.add_argument("--count", type=int, default=16, help="models, even, from 4; each is the target once (default: 16)")
+    parser.add_argument("--count", type=int, default=16, help="models, even, from 6; each is the target once (default: 16)")
     parsed = parse_options(parser, folder, arguments)
-    require(parsed.count >= 4 and parsed.count % 2 == 0, f"--count must be an even number from 4, not {parsed.count}.")
+    require(parsed.count >= 6 and parsed.count % 2 == 0, f"--count must be an even number from 6, not {parsed.count}.")
     from common.experiments import worst_case as experiment
     from common.report.experiments import worst_case_markdown
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import ROOT
-from common.config import with_defaults
+from common.config import require, with_defaults
 from common.data.partition import partition_settings
 from common.defenses import DEFENSES
 from common.diffence.candidates import candidate_settings, candidates_dir, missing_shards
@@ -205,6 +205,7 @@ def _add_worst_case(plan: Plan, defenses: Sequence[str]) -> None:
     """Add models with canaries of each defense, `attack.shadows` or SHADOWS of them, and the attacks on them."""
     partition, candidates = _add_candidates(plan, "clean")
     count = plan.run.config.attack.shadows or SHADOWS
+    require(count >= 6, f"worst_case needs at least 6 models, not {count}: raise --shadows.")
     models: dict[str, list[str]] = {}
     for defense in with_needed(defenses):
         models[defense] = plan.train_shadows(defense, count, partition, [models[name] for name in DEFENSES[defense].needs])

@@ -1,8 +1,9 @@
 """`python <data set>/evaluate_MIAs/worst_case.py --defense NAME`: attacks on canaries, the members that are most exposed.
 
 After Aerni, Zhang and Tramer ("Evaluations of Machine Learning Privacy Defenses are Misleading", CCS 2024). M models are
-trained on random halves of one pool of images, some of which, the canaries, have a wrong label. Each model is the target once,
-and the others are then its shadow models, so that K canaries give M * K decisions. The same is measured on K random images.
+trained on random halves of one pool of images, some of which, the canaries, have a wrong label. Each model is the target once.
+Its shadow models are then the others, without the one that is trained on the other half. K canaries give M * K decisions. The
+same is measured on K random images.
 
 Under Diffence, each model fits its own interval on the defender's points, of which it knows which ones are its members. All
 models share one diffusion model and one set of candidates, of the images and of their mirror images.
