@@ -16,6 +16,6 @@ def check_name(kind: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     if name in names:
         return name
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-    raise UserError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")
+    raise UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")

@@ -21,8 +21,8 @@ LABELS = np.arange(30) % CLASSES
 LOGITS = np.random.default_rng(0).normal(size=(30, CLASSES))
 NAN = np.where(np.arange(30)[:, None] == 3, np.nan, LOGITS)
 WRONG_ARRAYS: dict[str, tuple[dict[str, np.ndarray], str]] = {
-    "no labels": ({"logits": LOGITS}, "holds logits, not .* and `labels`"),
-    "no outputs": ({"signals": LOGITS, "labels": LABELS}, "holds signals, labels, not `logits` or `probabilities`"),
+    "no labels": ({"logits": LOGITS}, "holds logits, and lacks `labels`: save it with"),
+    "no outputs": ({"signals": LOGITS, "labels": LABELS}, "holds signals, labels, and lacks `logits` or `probabilities`"),
     "privacy meter": ({"fpr": LABELS, "scores": LABELS, "memberships": LABELS}, "ML Privacy Meter"),
     "tf privacy": ({"logits_train": LOGITS, "labels_train": LABELS}, "AttackInputData"),
     "nothing": ({}, "holds nothing"),

@@ -186,12 +186,15 @@ def test_profiles_follow_from_the_images(tmp_path: Path) -> None:
         ("svhn", "images", "svhn exists already: choose another name"),
         ("pets2", "nowhere", "nowhere is no folder"),
         ("pets2", "images/cat", "has 0 folders with images, and a classifier needs at least two"),
+        ("pets2", "splits", "training set in train, and its folders are train, val: name two folders, `train` and `test`"),
         ("pets2", "few", "training and [0-9]+ test images, and a data set needs at least 80 and 40"),
     ],
 )
 def test_what_cannot_be_a_data_set_is_refused(tree: Path, name: str, folder: str, words: str) -> None:
     for label in range(2):
         save_image(tree.parent / "few" / f"class{label}" / "1.jpg", label, label)
+        for part in ("train", "val"):
+            save_image(tree.parent / "splits" / part / f"class{label}" / "1.jpg", label, label)
     before = sorted(tree.iterdir())
     with pytest.raises(UserError, match=words) as caught:
         main(tree, [name, "--from", str(tree.parent / folder)])

@@ -71,6 +71,10 @@ def test_refusals_of_images(tmp_path: Path) -> None:
         protected(members=[])
     with pytest.raises(UserError, match="unknown scenario '4'"):
         protected(scenario="4")
+    with pytest.raises(UserError, match=r"unknown scenario 1\. Did you mean '1'"):
+        protected(scenario=1)
+    with pytest.raises(UserError, match=r"images come as a folder, a tensor .* not as a ndarray"):
+        protected(members=images(2).numpy())
     with pytest.raises(UserError, match="is no folder"):
         protected(members=tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no image files"):
@@ -129,6 +133,11 @@ class Tuple(nn.Module):
 def test_a_classifier_must_return_logits(bad: nn.Module, returned: str) -> None:
     with pytest.raises(UserError, match=rf"must return logits of the shape \[B, C\], not {returned}"):
         protect(bad, unet(), n=1, device="cpu")(images(2))
+
+
+def test_a_classifier_that_returns_probabilities_is_refused() -> None:
+    with pytest.raises(UserError, match="returns probabilities, which sum to 1: leave out its softmax"):
+        protect(nn.Sequential(classifier(), nn.Softmax(1)), unet(), size=SIZE, n=1, device="cpu")
 
 
 def test_classifiers_from_files_and_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,7 @@ def test_refusals(call: Call, inputs: Path, tmp_path: Path) -> None:
 
     assert "unknown scenario '5'" in refused("--scenario", "5")
     assert "leave 3 known and 3 scored" in refused("--fit", 30)
+    assert f"--fit 500 leaves nothing to audit of {COUNT} images" in refused("--fit", 500)
     assert "--fit must be at least 1, not 0" in refused("--fit", 0)
     assert "--mean and --std belong together" in refused("--mean", 0, 0, 0)
     assert "--size takes H = W, or H and W" in refused("--size", 1, 2, 3)
@@ -194,6 +195,9 @@ def test_refusals(call: Call, inputs: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "four" / "dog", images(40, size=SIZE))
     assert "has a folder dog, which the members' folder lacks" in refused("--non-members", tmp_path / "four")
     both = ("--members", tmp_path / "four", "--non-members", tmp_path / "four")
+    assert "is named for both sides: name images never trained on" in refused(*both)
+    write_images(tmp_path / "other" / "dog", images(40, size=SIZE))
+    both = ("--members", tmp_path / "four", "--non-members", tmp_path / "other")
     assert "has 1 folders and the classifier 3 outputs" in refused(*both)
     assert "is no file here" in refused("--classifier", "nowhere.pt2")
 

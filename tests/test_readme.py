@@ -18,12 +18,12 @@ import torch
 from conftest import DATASETS as FOLDERS
 from conftest import ROOT
 from diffusers import DDPMScheduler
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torchvision.models import squeezenet1_1
 from torchvision.utils import save_image
 
-from common.attacks import ATTACKS, METRIC_ATTACKS, NNOptions, Outputs, Scores
+from common import attacks
+from common.attacks import ATTACKS, METRIC_ATTACKS, NNOptions, Outputs
 from common.audit import audit
 from common.config import DDPM, load_config
 from common.data import DATASETS, Dataset, sources
@@ -223,11 +223,12 @@ def test_the_examples_of_attacks_are_attacks() -> None:
         return Outputs(rng.normal(size=(400, 5)) + shift * np.eye(5)[labels], labels)
 
     known, scored = (Pair(outputs(4), outputs(2)) for _ in range(2))
-    names = {"np": np, "Outputs": Outputs, "Floats": np.ndarray, "Pair": Pair, "Scores": Scores, "NNOptions": NNOptions}
-    made: dict[str, Any] = {**names, "METRIC_ATTACKS": {}, "ATTACKS": {}, "LogisticRegression": LogisticRegression}
-    for name in ("METRIC_ATTACKS", "linear_attack"):
-        exec(python_block("docs/extend.md", name), made)
-    margin, linear = made["METRIC_ATTACKS"]["margin"], made["ATTACKS"]["linear"]
+    # Each example sees the names of the file that it is written for, and no others.
+    metric_file: dict[str, Any] = {**vars(attacks.metric), "METRIC_ATTACKS": {}}
+    trained_file: dict[str, Any] = {**vars(attacks), "ATTACKS": {}}
+    exec(python_block("docs/extend.md", "METRIC_ATTACKS"), metric_file)
+    exec(python_block("docs/extend.md", "linear_attack"), trained_file)
+    margin, linear = metric_file["METRIC_ATTACKS"]["margin"], trained_file["ATTACKS"]["linear"]
     assert {"margin", "linear"}.isdisjoint({*METRIC_ATTACKS, *ATTACKS})
     assert auc(*scored.map(margin)) > 0.85
     assert auc(*linear(known, scored, NNOptions(), 0).scored) > 0.75

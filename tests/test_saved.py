@@ -85,7 +85,7 @@ def test_refusals_of_folders_and_sizes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no protected classifier: make one with"):
         ProtectedClassifier.from_pretrained(tmp_path)
     made = protect(classifier(), unet(), n=1, device="cpu")
-    with pytest.raises(UserError, match=r"images of one size: name it with ProtectedClassifier\(..., size"):
+    with pytest.raises(UserError, match=r"images of one size: pass size=\(H, W\)"):
         made.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="images must be 10 x 12, not 8 x 8"):
         protected()(images(1, size=(8, 8)))

@@ -137,6 +137,8 @@ def test_keys_have_1_to_64_bytes(parts: tuple[nn.Module, DiffusionReconstructor]
 def test_refuses_keys_without_content_or_too_long(parts: tuple[nn.Module, DiffusionReconstructor], key: bytes) -> None:
     with pytest.raises(UserError, match=f"must have 1 to 64 bytes, not {len(key)}"):
         serve(parts, Selector("3"), key)
+    with pytest.raises(UserError, match=r"must be bytes, .* not of type str"):
+        serve(parts, Selector("3"), "password")  # type: ignore[arg-type]
 
 
 def test_the_config_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

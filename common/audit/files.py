@@ -116,10 +116,11 @@ def read_outputs(path: Path, second: str, example: str) -> tuple[str, np.ndarray
         with np.load(path, allow_pickle=False) as archive:
             name = next((name for name in ("logits", "probabilities") if name in archive.files), None)
             if name is None or second not in archive.files:
+                lacking = f"`{second}`" if name else "`logits` or `probabilities`"
                 tool = next((f" (it looks like {kind})" for key, kind in BY_ARRAYS.items() if key in archive.files), "")
                 raise UserError(
-                    f"{path} holds {', '.join(archive.files) or 'nothing'}{tool}, not `logits` or `probabilities` and "
-                    f"`{second}`: save it with np.savez(FILE, {example})."
+                    f"{path} holds {', '.join(archive.files) or 'nothing'}{tool}, and lacks {lacking}: save it with "
+                    f"np.savez(FILE, {example})."
                 )
             return name, archive[name], archive[second]
     except UserError:

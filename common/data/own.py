@@ -18,6 +18,7 @@ from common.errors import UserError
 FILE = "dataset.yaml"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SPLITS = ["test", "train"]  # the folders of images that come with a test set
+TRAINING = ("train", "training")  # names of a folder that holds folders of classes, in small or large letters
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,15 @@ def list_images(root: Path) -> dict[str, str]:
 
 
 def _has_test_set(root: Path) -> bool:
-    """Whether the folders in `root` are `train` and `test`, with the folders of the classes in each of them."""
+    """Whether the folders in `root` are `train` and `test`, with the folders of the classes in each of them.
+
+    Raises UserError where a training set lies beside other folders, as `train` beside `val`: they would be taken for classes.
+    """
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return folders == SPLITS and any(path.is_dir() for path in (root / "train").iterdir())
+    training = [name for name in folders if name.lower() in TRAINING and any(path.is_dir() for path in (root / name).iterdir())]
+    if training and folders != SPLITS:
+        raise UserError(
+            f"{root} has a training set in {training[0]}, and its folders are {', '.join(folders)}: name two folders, `train` "
+            f"and `test`, and no other, or name the folder {root / training[0]}, of which half becomes a test set."
+        )
+    return bool(training)

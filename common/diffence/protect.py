@@ -65,6 +65,8 @@ class ProtectedClassifier(nn.Module):
         for name, value in (("n", n), ("draws", draws), ("batch", batch)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}.")
+        if key is not None and not isinstance(key, bytes):
+            raise UserError(f"the key must be bytes, as secrets.token_bytes(32) makes them, not of type {type(key).__name__}.")
         if key is not None and not 1 <= len(key) <= 64:
             raise UserError(f"the key of a stable ProtectedClassifier must have 1 to 64 bytes, not {len(key)}.")
         self.classifier, self.reconstruct, self.selector = classifier, reconstruct, selector
@@ -113,7 +115,7 @@ class ProtectedClassifier(nn.Module):
         module whose `size` is not set, because a program is exported for images of one size.
         """
         if self.size is None and with_classifier:
-            raise UserError("a classifier is saved for images of one size: name it with ProtectedClassifier(..., size=(H, W)).")
+            raise UserError("a classifier is saved for images of one size: pass size=(H, W) when you protect it.")
         settings = {"n": self.n, "draws": self.draws, "batch": self.batch, "size": self.size, "classes": self.classes}
         classifier = self.classifier if with_classifier else None
         settings["stable"] = self.key is not None

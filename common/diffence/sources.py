@@ -140,7 +140,10 @@ def call_function(name: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{name} cannot be imported ({error}): run this from the folder of {module}.py.") from error
+        raise UserError(
+            f"{name} cannot be imported ({error}): put the folder of {module}.py into the environment variable PYTHONPATH, or "
+            "correct the name."
+        ) from error
     return found()
 
 

@@ -66,8 +66,13 @@ def protect_and_audit(options: argparse.Namespace) -> tuple[dict[str, dict[str, 
     """
     folders = Pair(options.members, options.non_members)
     names = class_names(folders.members)
+    if folders.members.resolve() == folders.non_members.resolve():
+        raise UserError(f"{folders.members} is named for both sides: name images never trained on as --non-members.")
     sides = folders.map(lambda folder, side: draw_files(folder, names, side, options.seed), Pair(*SIDES))
-    fit = options.fit if options.fit is not None else min(MAX_FIT, min(sides.map(lambda side: len(side.files))) // 3)
+    fewest = min(sides.map(lambda side: len(side.files)))
+    fit = options.fit if options.fit is not None else min(MAX_FIT, fewest // 3)
+    if fit >= fewest > 0:
+        raise UserError(f"--fit {fit} leaves nothing to audit of {fewest} images: take a smaller number.")
     audited = options.audit if options.audit is not None else MAX_AUDIT
     sides = sides.map(lambda side: LabelledFiles(side.files[: fit + audited], side.labels[: fit + audited]))
     if fit < 1:

@@ -83,7 +83,10 @@ def protect(
 
 
 def probe(protected: ProtectedClassifier, device: torch.device) -> int:
-    """The number of classes, from one call with a random image. Raises UserError where the classifier cannot take its size."""
+    """The number of classes, from one call with a random image.
+
+    Raises UserError where the classifier cannot take an image of its size, and where it returns probabilities.
+    """
     height, width = protected.size or (0, 0)
     try:
         with torch.inference_mode():
@@ -94,6 +97,8 @@ def probe(protected: ProtectedClassifier, device: torch.device) -> int:
             f"the classifier fails on an image of {height} x {width} ({reason}): name its size (size, --size)."
         ) from error
     check_logits(logits, 1)
+    if (logits >= 0).all() and abs(logits.sum().item() - 1) < 1e-5:
+        raise UserError("the classifier returns probabilities, which sum to 1: leave out its softmax, for logits.")
     return logits.shape[1]
 
 
@@ -119,7 +124,12 @@ def read_batches(images: Any, size: tuple[int, int] | None, batch: int) -> Itera
         yield from images.split(batch)
     else:
         for item in images:
-            yield item if torch.is_tensor(item) else item[0]
+            batch_images = item if torch.is_tensor(item) else item[0]
+            if not torch.is_tensor(batch_images):
+                raise UserError(
+                    f"images come as a folder, a tensor [n, 3, H, W] or a DataLoader, not as a {type(images).__name__}."
+                )
+            yield batch_images
 
 
 def read_files(files: list[Path], size: tuple[int, int] | None) -> tuple[list[int], torch.Tensor]:
