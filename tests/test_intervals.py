@@ -9,6 +9,7 @@ import pytest
 from conftest import Call, refusal, tiny_run
 
 from common.commands import intervals
+from common.config import Diffence, Fallback
 from common.data.partition import Pools
 from common.diffence.select import fit_selector
 from common.experiments.collect import LabelledLogits
@@ -37,14 +38,15 @@ def test_draws_are_counted_until_the_first_candidate_inside() -> None:
     assert draws["later_hits"] == pytest.approx(3 / 5)
 
 
-def test_the_interval_of_the_least_divergence_is_the_one_that_scenario_1_takes() -> None:
+@pytest.mark.parametrize("fallback", ["original", "reorder"])
+def test_the_interval_of_the_least_divergence_is_the_one_that_scenario_1_takes(fallback: Fallback) -> None:
     rng = np.random.default_rng(0)
     sides = Pair(*(logits_of(rng.normal(mean, 2, (60, 8)).clip(0.1).tolist()) for mean in (8, 5)))
     pools = Pools(fit=range(30), known=range(30), scored=range(30, 60))
-    points = compare_intervals(sides, pools, grid=6, js_bins=10)
+    points = compare_intervals(sides, pools, Diffence(grid=6, js_bins=10, fallback=fallback))
     assert len(points) == 21
     best = min(points, key=lambda point: point["js"])
-    selector = fit_selector("1", sides.map(lambda side: side.take(pools.fit)), 6, 10)
+    selector = fit_selector("1", sides.map(lambda side: side.take(pools.fit)), 6, 10, fallback)
     assert (best["low"], best["high"]) == (selector.low, selector.high)
     assert all(0.5 <= point["best_auc"] <= 1 and 0.5 <= point["best_accuracy"] <= 1 for point in points)
     assert len({point["best_auc"] for point in points}) > 5  # they differ in what they leave to an attacker

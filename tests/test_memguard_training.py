@@ -10,7 +10,7 @@ from conftest import CLASSES, defense_run, random_split, same, stop_after
 from torch import Tensor, nn
 
 from common.config import Data, Train
-from common.data.partition import PROTOCOLS, Examples, Split, evaluation_pools
+from common.data.partition import PROTOCOLS, Examples, Split, evaluation_pools, unscored_members
 from common.defenses import memguard, undefended
 from common.defenses.memguard import Guard, GuardTraining, MemGuard, Options
 from common.errors import UserError
@@ -30,11 +30,12 @@ def make_run(folder: Path, best_on_test: bool = True, **options: Any) -> Run:
 def test_the_guard_never_trains_on_a_scored_point() -> None:
     for data in (DATA, Data(members=1000, reference=1000, non_members=1000, fit=150, known=250, scored=500), Data()):
         scored = {position for protocol in PROTOCOLS for position in evaluation_pools(data, protocol).scored}
-        left = memguard.guard_members(data).tolist()
+        left = unscored_members(data).tolist()
         assert scored.isdisjoint(left)
         assert scored | set(left) == set(range(data.members))
+    all_scored = Data(members=30, reference=30, non_members=40, fit=4, known=6, scored=20)
     with pytest.raises(UserError, match=r"data\.members"):
-        memguard.guard_members(Data(members=30, reference=30, non_members=40, fit=4, known=6, scored=20))
+        memguard.guard_examples(Brightness(), random_split(all_scored), all_scored, CPU)
 
 
 class Brightness(nn.Module):
@@ -48,7 +49,7 @@ def test_what_the_guard_is_trained_on() -> None:
     """Members that are not scored, and all of the reference half; no image of the test set."""
     split = random_split(DATA)
     made = memguard.guard_examples(Brightness(), split, DATA, CPU)
-    left = memguard.guard_members(DATA)
+    left = unscored_members(DATA)
     first = torch.cat([split.members.pixels(left)[:, 0, 0, 0], split.reference.pixels(slice(None))[:, 0, 0, 0]])
     torch.testing.assert_close(made.images, torch.stack([first, torch.zeros_like(first)], dim=1).softmax(1))
     assert made.labels.tolist() == [1] * len(left) + [0] * 32

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Call, refusal, tiny_run
+from conftest import Call, defense_run, refusal, tiny_run
 
 from common.commands import train_shadows
-from common.data.partition import Examples, Split, load_split
+from common.config import Data
+from common.data.partition import PROTOCOLS, Examples, Split, evaluation_pools, load_split
 from common.defenses import DEFENSES
 from common.diffence.candidates import candidate_settings, candidates_dir
 from common.errors import UserError
@@ -47,6 +48,30 @@ def test_the_pool_holds_members_then_non_members_then_reference() -> None:
         shadow_pool(Split(numbered(0, 10), numbered(100, 5), numbered(200, 4)))
 
 
+def test_no_scored_image_is_a_reference_image_or_trains_a_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdvReg and MemGuard train on reference images as non-members, and MemGuard on unscored members as members."""
+    data = Data(members=60, reference=32, non_members=40, fit=4, known=6, scored=12)
+    split = Split(numbered(0, 60), numbered(100, 32), numbered(200, 40))
+    given: list[Split] = []
+
+    def record(run: Run, made: Split) -> torch.nn.Module:
+        given.append(made)
+        return torch.nn.Identity()
+
+    monkeypatch.setitem(DEFENSES, "advreg", replace(DEFENSES["advreg"], train=record))
+    for index in (0, 1):
+        train_shadow(defense_run(tmp_path, "advreg", data, {}), split, "advreg", index)
+    positions = {position for protocol in PROTOCOLS for position in evaluation_pools(data, protocol).scored}
+    scored = positions | {200 + position for position in positions}
+    pool = shadow_pool(split).labels.tolist()
+    for made in given:
+        members = set(made.members.labels.tolist())
+        left = [label for label in pool if label not in members | scored]
+        assert made.reference.labels.tolist() == [*range(120, 132), *left][:32]  # 100 to 119 are in the pool
+        assert made.unscored is not None
+        assert set(made.members.labels[made.unscored].tolist()) == members - scored
+
+
 def test_a_shadow_model_shares_candidates_and_nothing_else(drawn: Path, tiny: Path) -> None:
     run = tiny_run(drawn, tiny)
     shadow = shadow_run(run, 3)
@@ -81,7 +106,7 @@ def test_the_script_trains_them_in_one_go_or_one_by_one(copied: Path, tiny: Path
 
 
 def test_it_trains_on_its_own_half_of_the_pool(copied: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many members as the target has; for defenses that want them, the other half are its reference images."""
+    """As many members as the target has, and as many reference images."""
     run = tiny_run(copied, tiny)
     split = load_split(run)
     given: list[Split] = []
@@ -98,7 +123,7 @@ def test_it_trains_on_its_own_half_of_the_pool(copied: Path, tiny: Path, monkeyp
         inside = torch.from_numpy(in_mask(index, len(images), run.seed))
         assert len(own.members) == len(split.members) == int(inside.sum())
         assert torch.equal(own.members.images, images.images[inside]) and torch.equal(own.members.labels, images.labels[inside])
-        assert torch.equal(own.reference.images, images.images[~inside])
+        assert len(own.reference) == len(split.reference)
     assert len(given) == 4
 
 

@@ -6,7 +6,7 @@ lists their names, and one file, images.npy, has the pixels of all three parts (
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,16 @@ class Examples:
 
 @dataclass(frozen=True)
 class Split:
-    """The three parts of a partition. The target trains on `members`. Nothing trains on `non_members`."""
+    """The three parts of a partition. The target trains on `members`. Nothing trains on `non_members`.
+
+    unscored: positions int64 of the members that no protocol scores. None = those of `unscored_members`. The members of a
+    shadow model lie in another order.
+    """
 
     members: Examples
     reference: Examples
     non_members: Examples
+    unscored: torch.Tensor | None = field(default=None, kw_only=True)
 
     @property
     def evaluated(self) -> Pair[Examples]:
@@ -111,6 +116,14 @@ def evaluation_pools(data: Data, protocol: str) -> Pools:
         return Pools(range(data.fit), known, range(known.stop, known.stop + data.scored))
     known = range(data.known)
     return Pools(known, known, range(data.scored))
+
+
+def unscored_members(data: Data) -> torch.Tensor:
+    """Positions int64 of the members that are not scored under any protocol."""
+    unscored = torch.ones(data.members, dtype=torch.bool)
+    for protocol in PROTOCOLS:
+        unscored[list(evaluation_pools(data, protocol).scored)] = False
+    return unscored.nonzero().squeeze(1)
 
 
 def draw_indices(data: Data, train_size: int, test_size: int) -> dict[str, np.ndarray]:
@@ -190,7 +203,7 @@ def load_split(run: Run) -> Split:
             images = torch.from_numpy(arrays["images"]) if stack is None else stack[start : start + len(labels)]
         parts[part] = Examples(images, labels)
         start += len(labels)
-    return Split(**parts)
+    return Split(*(parts[part] for part in PARTS))
 
 
 def partition_settings(run: Run) -> dict[str, Any]:

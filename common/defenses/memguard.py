@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from common.config import Data, Train, require
 from common.data import DATASETS
-from common.data.partition import PROTOCOLS, Examples, Split, evaluation_pools
+from common.data.partition import Examples, Split, unscored_members
 from common.run import Run
 from common.seeds import derive_seed, image_keys
 from common.training import Objective, Stateful, fit, options_of, predict, target_classifier
@@ -203,25 +203,16 @@ class GuardTraining(Objective):
         return {"guard": self.guard, "optimizer": self.optimizer}
 
 
-def guard_members(data: Data) -> Tensor:
-    """Positions int64 of the members that the guard is trained on: all that are not scored under any protocol.
-
-    Raises UserError where there are none.
-    """
-    unscored = torch.ones(data.members, dtype=torch.bool)
-    for protocol in PROTOCOLS:
-        unscored[list(evaluation_pools(data, protocol).scored)] = False
-    require(bool(unscored.any()), "memguard needs members that are not scored, to train its guard: raise data.members.")
-    return unscored.nonzero().squeeze(1)
-
-
 def guard_examples(classifier: nn.Module, split: Split, data: Data, device: torch.device) -> Examples:
     """What the guard is trained on: the classifier's confidences [n, C], with membership 1 or 0, int64 [n], as labels.
 
-    The members are those of `guard_members`, and the non-members all reference images. Raises UserError where there are none.
+    The members are those that no protocol scores, and the non-members all reference images. Raises UserError where there are
+    none.
     """
+    unscored = unscored_members(data) if split.unscored is None else split.unscored
+    require(len(unscored) > 0, "memguard needs members that are not scored, to train its guard: raise data.members.")
     require(len(split.reference) > 0, "memguard needs reference images: raise data.reference.")
-    members, non_members = split.members.take(guard_members(data)), split.reference
+    members, non_members = split.members.take(unscored), split.reference
     confidences = torch.cat([predict(classifier, part, device).softmax(1) for part in (members, non_members)])
     return Examples(confidences, torch.cat([torch.ones_like(members.labels), torch.zeros_like(non_members.labels)]))
 

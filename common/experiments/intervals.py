@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from common.attacks import METRIC_ATTACKS, Outputs
+from common.config import Diffence
 from common.data.partition import Pools, evaluation_pools, load_split
 from common.defenses import load_defended_model
 from common.diffence.select import CandidateLogits, Selector, interval_divergences, interval_ends, label_keeping_phi
@@ -28,12 +29,15 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the defender's candidates that an inter
 
 
 def intervals(run: Run, defense: str, protocol: str) -> dict[str, Any]:
-    """Compare all intervals of scenario 1 on the classifier of a defense; writes and returns the row."""
+    """Compare all intervals of scenario 1 on the classifier of a defense; writes and returns the row.
+
+    What a defense does to answers, such as the noise of MemGuard, is left out.
+    """
     split, pools = load_split(run), evaluation_pools(run.config.data, protocol)
     model = load_defended_model(run, defense, protocol)
     collected = collect(run, defense, protocol, model.classifier, split)
     config = run.config.diffence
-    points = compare_intervals(collected, pools, config.grid, config.js_bins)
+    points = compare_intervals(collected, pools, config)
     correlation = spearmanr([point["js"] for point in points], [point["best_auc"] for point in points])
     row = {
         "kind": "intervals",
@@ -56,21 +60,21 @@ def result_path(run: Run, defense: str, protocol: str) -> Path:
     return run.results_dir(protocol) / f"intervals-{defense}-n{config.n}-t{config.t}.json"
 
 
-def compare_intervals(collected: Pair[LabelledLogits], pools: Pools, grid: int, js_bins: int) -> list[dict[str, float]]:
-    """Figure 9: for every interval between two of grid + 1 points, in the order of the search, a dict of plain numbers.
+def compare_intervals(collected: Pair[LabelledLogits], pools: Pools, config: Diffence) -> list[dict[str, float]]:
+    """Figure 9: a dict of plain numbers for every interval between two of `config.grid` + 1 points, in the order of the search.
 
     low, high: the interval of phi. js: Jensen-Shannon divergence in nats, on the defender's points. best_auc and best_accuracy:
     the largest of ATTACKS on the scored points, the accuracy at the best threshold of these points, as in the paper's figure.
     """
     fit = collected.map(lambda side: side.take(pools.fit))
     scored = collected.map(lambda side: side.take(pools.scored))
-    ends = interval_ends(fit, grid)
-    divergences = interval_divergences(fit, ends, js_bins)
+    ends = interval_ends(fit, config.grid)
+    divergences = interval_divergences(fit, ends, config.js_bins, config.fallback)
     first, last = np.triu_indices(len(ends), k=1)
     points = []
     pairs = list(zip(ends[first].tolist(), ends[last].tolist(), divergences.tolist(), strict=True))
     for low, high, js in tqdm(pairs, desc="intervals", unit="interval", disable=None):
-        released = scored.map(lambda side, low=low, high=high: _release(side, Selector("1", low, high)))
+        released = scored.map(lambda side, low=low, high=high: _release(side, Selector("1", low, high, config.fallback)))
         scores = [released.map(METRIC_ATTACKS[name]) for name in ATTACKS]
         points.append(
             {

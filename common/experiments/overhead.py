@@ -150,6 +150,8 @@ def time_calls(run: Run, answer: Callable[[torch.Tensor], int], images: torch.Te
     calls = [part for part in images.split(size) if len(part) == size]
     for part in calls[:WARM_UP]:
         answer(part)
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
     wall, cpu, draws = (np.zeros(len(calls)) for _ in range(3))
     for i, part in enumerate(tqdm(calls, unit="call", leave=False, disable=None)):
         started = time.perf_counter(), time.process_time()

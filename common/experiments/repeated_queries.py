@@ -80,6 +80,7 @@ def repeated_queries(run: Run, defense: str, scenarios: list[str], m: int, count
         "weights": sha256(model_path(run, defense)),
         "candidates": candidate_settings(run),
         "n": run.config.diffence.n,
+        "options": run.config.defenses.get(defense, {}),
     }
     runs = []
     queries = 2 * len(scenarios) * (len(scored) + len(known)) * len(SIDES) * len(KINDS) * m

@@ -13,7 +13,7 @@ import torch
 
 from common.config import require
 from common.data import DATASETS
-from common.data.partition import Examples, Split
+from common.data.partition import Examples, Split, unscored_members
 from common.defenses import DEFENSES
 from common.experiments.canaries import plant_canaries
 from common.run import Run
@@ -58,14 +58,27 @@ def shadow_run(run: Run, index: int) -> Run:
     return replace(run, config=config, seed=derive_seed("shadow", run.seed, index), shadow=(index, run.seed))
 
 
+def unscored_in_pool(run: Run, points: int) -> torch.Tensor:
+    """Which of the `points` images of the pool no protocol scores: bool [points]. Both sides have the same scored positions."""
+    members = unscored_members(run.config.data)
+    unscored = torch.zeros(points, dtype=torch.bool)
+    unscored[torch.cat([members, run.config.data.members + members])] = True
+    return unscored
+
+
 def train_shadow(run: Run, split: Split, defense: str, index: int) -> None:
     """Train shadow model `index` under `defense`, after the defenses that this one needs. What is trained already stays.
 
-    The half of the pool that it is not trained on are its reference images.
+    It has as many reference images as the target: those that are not in the pool, then those that are, which it is not trained
+    on and which no protocol scores. A defense that trained on scored reference images would learn what an attack looks for.
     """
     pool = plant_canaries(shadow_pool(split), run.config.data, DATASETS[run.dataset].classes)
     mask = torch.from_numpy(in_mask(index, len(pool), run.seed))
-    shadow_split = Split(pool.take(mask), pool.take(~mask), split.non_members)
+    unscored = unscored_in_pool(run, len(pool))
+    in_pool = max(len(pool) - len(split.members) - len(split.non_members), 0)
+    reference = split.reference.take(slice(in_pool, None)).followed_by(pool.take(~mask & unscored))
+    reference = reference.take(slice(len(split.reference)))
+    shadow_split = Split(pool.take(mask), reference, split.non_members, unscored=unscored[mask].nonzero().squeeze(1))
     shadow = shadow_run(run, index)
     for needed in DEFENSES[defense].needs:
         if not model_path(shadow, needed).is_file():

@@ -12,7 +12,7 @@ RESAMPLES = 1_000
 
 
 def decisions_report(scores: Floats, in_mask: NDArray[np.bool_], fprs: tuple[float, ...], seed: int) -> dict[str, Any]:
-    """AUC and TPR of M * K decisions on K points by M models, with 95% intervals.
+    """AUC, and TPR with 95% intervals, of M * K decisions on K points by M models.
 
     `scores` float64 [M, K], higher = more likely a member. `in_mask` bool [M, K]: which point is a member of which model.
     An interval is that of the bootstrap over points: the K points are drawn with replacement 1,000 times, each with all its M

@@ -70,6 +70,8 @@ def queries_cost_less_than_memguard(results: Results) -> list[Evidence]:
             ours = {one["scenario"]: _ms(one) for one in row["answers"] if one["draws_at_once"] == 1 and one["batch"] == 1}
             figures = ", ".join(f"scenario {scenario} {ms:.1f} ms" for scenario, ms in ours.items())
             where = f"{dataset}, {profile}, {row['device']}"
+            if not ours:
+                continue
             evidence.append(Evidence(where, f"{figures}; MemGuard {theirs:.1f} ms", max(ours.values()) < theirs))
     return evidence
 

@@ -58,6 +58,8 @@ def write_result(folder: Path, row: dict[str, Any], scores: dict[str, Scores]) -
     """
     name = result_name(row)
     with locked(folder):
+        for earlier in (folder / "scores").glob(f"*-based-{name}.npy"):  # of attacks that this row may not have
+            earlier.unlink()
         for attack, attack_scores in scores.items():
             scored = attack_scores.scored
             membership = np.repeat([1.0, 0.0], [*scored.map(len)])

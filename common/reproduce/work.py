@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from math import ceil
 
-from common.data.partition import evaluation_pools
+from common.data.partition import evaluation_pools, unscored_members
 from common.defenses import DEFENSES, advreg, dpsgd, dpsgd_strong, memguard, selena
 from common.experiments.plan import Job
 from common.run import Run
@@ -135,7 +135,7 @@ def strong_training(run: Run) -> Work:
 def memguard_training(run: Run) -> Work:
     """The training of the guard on the undefended classifier's predictions, twice where `train.best_on_test` is set."""
     options, data = options_of(run, "memguard", memguard.Options), run.config.data
-    examples = len(memguard.guard_members(data)) + data.reference
+    examples = len(unscored_members(data)) + data.reference
     guards = 2 if run.config.train.best_on_test else 1
     steps = options.epochs * ceil(examples / options.batch_size)
     return Work({GUARD_STEP: guards * steps, PREDICTION: guards * examples})
