@@ -193,7 +193,7 @@ def test_a_named_model_may_see_the_reference_images(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     stronger = make_run(tmp_path, name="stronger", reference=True)
     assert (stronger.ddpm_dir, stronger.candidates_dir.name) == (run.ddpm_dir / "stronger", "stronger")
-    assert ddpm.ddpm_settings(stronger) == ddpm.ddpm_settings(run) | {"reference": True}
+    assert ddpm.ddpm_settings(stronger) == ddpm.ddpm_settings(run) | {"reference": True, "reference_images": 25_000}
     assert not {"name", "reference"} & set(ddpm.ddpm_settings(run))
     split = Split(examples(20), examples(7), examples(3))
     assert ddpm.training_images(run, split) is split.members

@@ -43,6 +43,16 @@ def test_the_table_has_a_line_for_each_defense_and_way() -> None:
     assert "accuracy %" in heads and rows[0]["accuracy %"] == "70.0"
 
 
+def test_rows_of_other_settings_have_tables_of_their_own() -> None:
+    fewer = made.worst_case("undefended", None, 0.7, 0.1)
+    fewer["canaries"] = fewer["canaries"] | {"points": 20}
+    narrower = made.worst_case("undefended", None, 0.6, 0.1) | {"overrides": ["model.width=8", "data.canaries=100"]}
+    launched = made.worst_case("hamp", None, 0.6, 0.1) | {"overrides": ["attack.shadows=8", "data.canaries=100"]}
+    tables = worst_case_tables([*ROWS, fewer, narrower, launched])
+    assert ["20 canaries" in table for table in tables] == [False, True, False]
+    assert ["hamp" in table for table in tables] == [True, False, False]
+
+
 def test_the_figure_has_a_point_for_each_row_and_group(tmp_path: Path) -> None:
     made.write_rows(tmp_path, *ROWS, made.evaluation())
     (edition,) = select_editions(read_folder(tmp_path / "results"), Selection())

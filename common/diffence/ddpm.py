@@ -202,6 +202,7 @@ def ddpm_settings(run: Run) -> dict[str, Any]:
         "members": config["data"]["members"],
         "data_seed": config["data"]["seed"],
         **{key: size for key, size in config["data"].items() if key == "image_size"},
+        **({"reference_images": config["data"]["reference"]} if run.config.ddpm.reference else {}),
         **ddpm,
     }
 

@@ -39,7 +39,7 @@ GROUPS = {"canaries": "canaries", "controls": "random images"}
 def worst_case_tables(rows: Rows) -> list[str]:
     """A table for each data set, profile and seed with a line for each row, as Markdown."""
     parts = []
-    for (dataset, profile, seed, models), of_setting in by_setting(rows).items():
+    for (dataset, profile, seed, models, *_), of_setting in by_setting(rows).items():
         first = of_setting[0]
         scored = "{members:,} + {non_members:,}".format(**first["scored"])
         commits = sorted({row["commit"] for row in of_setting})
@@ -51,12 +51,19 @@ def worst_case_tables(rows: Rows) -> list[str]:
     return parts
 
 
-def by_setting(rows: Iterable[Row]) -> dict[tuple[str, str, int, int], Rows]:
-    """The rows of worst_case by data set, profile, seed and number of models, in the order of a table."""
-    groups: dict[tuple[str, str, int, int], Rows] = {}
+def by_setting(rows: Iterable[Row]) -> dict[tuple[Any, ...], Rows]:
+    """The rows of worst_case by `_setting`, in the order of a table."""
+    groups: dict[tuple[Any, ...], Rows] = {}
     for row in of_kind(rows, "worst_case"):
-        groups.setdefault((row["dataset"], row["profile"], row["seed"], row["models"]), []).append(row)
+        groups.setdefault(_setting(row), []).append(row)
     return {key: in_table_order(groups[key]) for key in groups}
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    """Data set, profile, seed, number of models and of canaries, and the further settings that rows of one table share."""
+    own = ("data.canaries=", "diffence.fallback=", "attack.shadows=")
+    shared = tuple(sorted(change for change in row["overrides"] if not change.startswith(own)))
+    return row["dataset"], row["profile"], row["seed"], row["models"], row["canaries"]["points"], shared
 
 
 def in_table_order(rows: Iterable[Row]) -> Rows:
@@ -111,7 +118,7 @@ def worst_case_findings(rows: Rows) -> str:
     if not tables:
         return f"There are no rows yet. This makes them: `{COMMAND.format(dataset='synthetic', profile='small')}`"
     sentences = []
-    for (dataset, profile, seed, _), of_setting in by_setting(rows).items():
+    for (dataset, profile, seed, *_), of_setting in by_setting(rows).items():
         if seed == 0:
             sentences += [f"- {title_of(DATASET_TITLES, dataset)}, {profile}: {text}" for text in _findings(of_setting)]
     return "\n\n".join([*(["\n".join(sentences)] if sentences else []), *tables])
@@ -188,10 +195,18 @@ def figure_worst_case(edition: Edition, paper: PaperNumbers) -> PaperFigure:
 
 
 def shown_rows(edition: Edition, dataset: str) -> list[StoredRow]:
-    """The rows of a data set that are shown, in the order of a table: those of the first seed with the most models."""
+    """The rows of a data set that are shown, in the order of a table: those of the first seed with the most models.
+
+    Of several settings the one with the most canaries and the fewest changes is taken.
+    """
     stored = [one for one in edition.of_kind("worst_case") if one.row["dataset"] == dataset]
-    best = min(((one.row["seed"], -one.row["models"]) for one in stored), default=None)
-    kept = {id(one.row): one for one in stored if (one.row["seed"], -one.row["models"]) == best}
+
+    def preferred(one: StoredRow) -> tuple[Any, ...]:
+        _, _, seed, models, canaries, shared = _setting(one.row)
+        return seed, -models, -canaries, len(shared), shared
+
+    best = min(map(preferred, stored), default=None)
+    kept = {id(one.row): one for one in stored if preferred(one) == best}
     return [kept[id(row)] for row in in_table_order(one.row for one in kept.values())]
 
 
