@@ -1,10 +1,18 @@
-"""Networks as other codebases lay them out, written plainly. They are what the converted checkpoints are compared with."""
+"""Diffusion models as other codebases lay them out. The plain networks are what converted checkpoints are compared with."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DModel
 from torch import nn
+
+from common.config import DDPM
+from common.diffence.ddpm import build_unet
+
+TINY = DDPM(channels=[8, 8], layers=1, attention=[], groups=4, dropout=0.0)
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -205,3 +213,16 @@ class GuidedDiffusion(nn.Module):
             for part in parts.children():
                 x = part(x, time)
         return self.out(x)
+
+
+# diffusers
+
+
+def save_model(folder: Path, **scheduler: Any) -> UNet2DModel:
+    """A folder as diffusers' DDPMPipeline writes it, with a tiny network of random weights."""
+    torch.manual_seed(0)
+    unet = build_unet(TINY)
+    unet.register_to_config(sample_size=8)
+    unet.save_pretrained(folder / "unet")
+    DDIMScheduler(**scheduler).save_pretrained(folder / "scheduler")
+    return unet

@@ -4,11 +4,13 @@ import dataclasses
 import shlex
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import ROOT
 
 from common.config import Attack, Config, load_config
 from common.defenses import DEFENSES, with_options
+from common.errors import UserError
 from common.experiments.plan import DONE, MISSING, OTHER, Job, plan_jobs
 from common.experiments.shadow_models import shadow_run
 from common.files import save_checkpoint, write_json
@@ -91,6 +93,9 @@ def test_models_with_canaries_join_the_plan() -> None:
     commands = [shlex.join(job.command) for job in plan_jobs([large], ["hamp"], ["1"], "clean", ["worst_case"])]
     (command,) = (one for one in commands if "worst_case.py" in one and "reorder" not in one)
     assert "--count 6" in command and "data.canaries=500" in command
+    few = dataclasses.replace(run, config=Config(attack=Attack(shadows=4)), overrides=("attack.shadows=4",))
+    with pytest.raises(UserError, match="worst_case needs at least 6 models, not 4: raise --shadows"):
+        plan_jobs([few], ["hamp"], ["1"], "clean", ["worst_case"])
 
 
 def test_a_shadow_model_and_a_row_are_found(tmp_path: Path) -> None:

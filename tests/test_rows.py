@@ -126,6 +126,17 @@ def write_and_collect(root: Path, who: int) -> None:
             assert {float(packed[attack][0]) for attack in ATTACKS} == {tag_of(kept / "shared.json")}
 
 
+def test_scores_of_attacks_that_a_new_row_lacks_go(tmp_path: Path) -> None:
+    """And those of other rows stay."""
+    row, scores = tagged("hamp", 1)
+    write_result(tmp_path, *tagged("strong-hamp", 1))
+    write_result(tmp_path, row, scores | {"lira-online": scores["nn"]})
+    assert (tmp_path / "scores" / "lira-online-based-hamp.npy").is_file()
+    write_result(tmp_path, row, scores)
+    left = {path.name for path in (tmp_path / "scores").iterdir()}
+    assert left == {f"{attack}-based-{name}.npy" for attack in scores for name in ("hamp", "strong-hamp")}
+
+
 def test_two_processes_that_write_and_collect_at_once_lose_nothing(tmp_path: Path) -> None:
     """Meanwhile a reader without a lock finds every file whole."""
     processes = [FORK.Process(target=write_and_collect, args=(tmp_path, who)) for who in (1, 2)]

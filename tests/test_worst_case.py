@@ -250,7 +250,9 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, fallback: str) 
 def test_refusals(copied_drawn: Path, tiny: Path, call: Call) -> None:
     options = ("--defense", "undefended", "--profile", tiny, "--device", "cpu")
     assert "--set data.canaries=100" in refusal(call(worst_case, copied_drawn, *options))
-    assert "even number from 6" in refusal(call(worst_case, copied_drawn, *options, "--count", 4, "--set", "data.canaries=5"))
+    for count in (4, 7):
+        refused = refusal(call(worst_case, copied_drawn, *options, "--count", count, "--set", "data.canaries=5"))
+        assert f"even number from 6, not {count}" in refused
     missing = refusal(call(worst_case, copied_drawn, *options, "--count", 6, "--set", "data.canaries=5"))
     assert "train_shadows.py" in missing and "--set data.canaries=5" in missing
     assert "data.canaries must lie in 0.." in refusal(call(worst_case, copied_drawn, *options, "--set", "data.canaries=99999"))

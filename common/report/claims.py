@@ -52,6 +52,11 @@ class Claim:
     remark: str = ""
     untestable: str = ""
 
+    @property
+    def missing(self) -> str:
+        """What stands in place of the evidence where there is none."""
+        return self.untestable or f"There are no rows for this test yet. This makes them: `{self.command}`"
+
 
 PREFACE = """# The paper's claims
 
@@ -286,6 +291,6 @@ def claims_page(rows: Rows) -> str:
                 "\n".join(f"- {one.where}: {one.figures}. **{'Met' if one.holds else 'Not met'}.**" for one in evidence)
             )
         else:
-            parts.append(claim.untestable or f"There are no rows for this test yet. This makes them: `{claim.command}`")
+            parts.append(claim.missing)
         parts.append(f"Verdict: **{verdict(claim, evidence)}**. {claim.remark}".rstrip())
     return "\n\n".join(parts) + "\n"

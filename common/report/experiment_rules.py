@@ -65,13 +65,11 @@ def queries_cost_less_than_memguard(results: Results) -> list[Evidence]:
     rows = {(row["dataset"], row["profile"], row["defense"]): row for row in results.by_kind["overhead"]}
     for (dataset, profile, defense), row in rows.items():
         memguard = rows.get((dataset, profile, "memguard"))
-        if defense == "undefended" and memguard:
+        ours = {one["scenario"]: _ms(one) for one in row["answers"] if one["draws_at_once"] == 1 and one["batch"] == 1}
+        if defense == "undefended" and memguard and ours:
             (theirs,) = [_ms(one) for one in memguard["answers"] if one["scenario"] is None and one["batch"] == 1]
-            ours = {one["scenario"]: _ms(one) for one in row["answers"] if one["draws_at_once"] == 1 and one["batch"] == 1}
             figures = ", ".join(f"scenario {scenario} {ms:.1f} ms" for scenario, ms in ours.items())
             where = f"{dataset}, {profile}, {row['device']}"
-            if not ours:
-                continue
             evidence.append(Evidence(where, f"{figures}; MemGuard {theirs:.1f} ms", max(ours.values()) < theirs))
     return evidence
 

@@ -120,9 +120,7 @@ def _claims(rows: Sequence[StoredRow]) -> list[dict[str, Any]]:
             "remark": claim.remark,
             "verdict": verdict(claim, evidence),
             "kind": KINDS.get(verdict(claim, evidence), "open"),
-            "missing": with_code(
-                claim.untestable or f"There are no rows for this test yet. This makes them: `{claim.command}`"
-            ),
+            "missing": with_code(claim.missing),
         }
         for claim, evidence in judged
     ]
