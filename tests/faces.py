@@ -12,11 +12,17 @@ from PIL import Image
 
 ATTRIBUTE_NAMES = ["Bald", "Heavy_Makeup", "Mouth_Slightly_Open", "Male", "Smiling"]  # five of the forty
 SPLIT_OF = {"train": 0, "valid": 1, "test": 2}
+COUNTS = {"train": 40, "valid": 3, "test": 24}  # images of a small CelebA
 
 
 def colour(label: int) -> np.ndarray:
     """The colour of a class, by the bits of its label, in grey levels of 0..255."""
     return np.array([200 if label >> bit & 1 else 60 for bit in range(3)])
+
+
+def label_in_pixels(pixels: np.ndarray) -> int:
+    """The class whose colour an image [3, H, W] has."""
+    return sum(1 << bit for bit in range(3) if pixels[bit].mean() > 130)
 
 
 def save_image(path: Path, label: int, seed: int, size: tuple[int, int] = (64, 64)) -> None:

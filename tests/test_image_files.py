@@ -1,7 +1,6 @@
-"""Data sets of image files: CelebA's and UTKFace's official layouts, what is refused or counted, and images on the disk."""
+"""Image files as a data set: what is left out and counted or refused, their pixels, and images that stay on the disk."""
 
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,137 +10,28 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Call, refusal, tiny_run, write_profile
-from faces import colour, expect, make_celeba, make_folders, make_utkface, save_image
+from conftest import Call, tiny_run, write_profile
+from faces import COUNTS, make_celeba, make_folders, make_utkface, save_image
 from PIL import Image
 
 from common.commands import data_partition
 from common.config import Config, Data
 from common.data import DATASETS
-from common.data.faces import ATTRIBUTES, UTKFACE_NAME
 from common.data.files import ImageFiles, StoredImages, pixels_of, usable, write_images
-from common.data.own import image_folder
 from common.data.partition import PARTS, Examples, load_split, partition_settings, write_partition
-from common.data.sources import Source, is_test_image
+from common.data.sources import Source
 from common.diffence.ddpm import ddpm_settings
 from common.errors import UserError
 from common.experiments.shadow_models import shadow_pool
 from common.run import Run
 from common.training.targets import settings_of, target_classifier
 
-COUNTS = {"train": 40, "valid": 3, "test": 24}
 FEW = ("data.members=12", "data.reference=8", "data.non_members=12", "data.fit=2", "data.known=3", "data.scored=4")
-
-
-def label_in_pixels(pixels: np.ndarray) -> int:
-    """The class whose colour an image [3, H, W] of tests/faces.py has."""
-    return sum(1 << bit for bit in range(3) if pixels[bit].mean() > 130)
-
-
-@pytest.fixture
-def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return make_celeba(tmp_path / "official", monkeypatch, COUNTS, (218, 178))
 
 
 def run_of(folder: Path, name: str, *changes: str) -> Run:
     folder.mkdir(exist_ok=True)
     return tiny_run(folder / name, write_profile(folder / "tiny.yaml", *FEW, *changes))
-
-
-# CelebA
-
-
-def test_celeba_has_the_classes_and_the_sets_of_its_files(celeba: Path) -> None:
-    source = DATASETS["celeba"].load(celeba)
-    assert ATTRIBUTES == ("Heavy_Makeup", "Mouth_Slightly_Open", "Smiling")
-    assert source.train_labels.tolist() == [number % 8 for number in range(40)]
-    assert source.test_labels.tolist() == [number % 8 for number in range(43, 67)]  # the validation set is between them
-    for images, labels in ((source.train_images, source.train_labels), (source.test_images, source.test_labels)):
-        decoded = list(images.decode(0, (218, 178)))
-        assert [label_in_pixels(pixels) for pixels in decoded] == labels.tolist()
-        assert {(pixels.shape, str(pixels.dtype)) for pixels in decoded} == {((3, 218, 178), "uint8")}
-    assert len(source.md5) == 6 and not any(source.left_out.values())
-
-
-def test_celeba_is_not_downloaded(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torchvision.datasets
-
-    monkeypatch.setattr(torchvision.datasets.CelebA, "download", lambda self: pytest.fail("a download"))
-    (tmp_path / "celeba" / "configs").mkdir(parents=True)
-    (tmp_path / "celeba" / "configs" / "paper.yaml").touch()
-    sentence = refusal(call(data_partition, tmp_path / "celeba", "--root", tmp_path / "root"))
-    for word in (f"{tmp_path}/root/celeba", "https://mmlab", "img_align_celeba", "--root DIR", "DIFFENCE_DATA"):
-        assert word in sentence
-    assert not (tmp_path / "root").exists()
-
-
-@pytest.mark.parametrize(
-    ("file", "pattern", "replacement"),
-    [
-        ("list_attr_celeba.txt", "Smiling", "Smirking"),
-        ("list_attr_celeba.txt", r"(000007.jpg.*) \S+\n", r"\1\n"),
-        ("list_attr_celeba.txt", r"000067.jpg.*\n", ""),
-        ("list_eval_partition.txt", r"(000007.jpg) 0", r"\1 train"),
-    ],
-)
-def test_missing_attributes_of_celeba_are_refused(
-    celeba: Path, monkeypatch: pytest.MonkeyPatch, file: str, pattern: str, replacement: str
-) -> None:
-    """Even where torchvision's check of the md5 would let them through."""
-    path = celeba / "celeba" / file
-    text = path.read_text()
-    assert re.search(pattern, text)
-    path.write_text(re.sub(pattern, replacement, text))
-    for _ in ("another md5", "the expected md5"):
-        with pytest.raises(UserError, match="not all there, or are not the official ones"):
-            DATASETS["celeba"].load(celeba)
-        expect(celeba / "celeba", monkeypatch)
-
-
-def test_missing_images_of_celeba_are_refused(celeba: Path) -> None:
-    for name in ("000003.jpg", "000066.jpg"):
-        (celeba / "celeba" / "img_align_celeba" / name).unlink()
-    with pytest.raises(UserError, match=r"2 CelebA images such as 000003\.jpg are missing: .*mmlab"):
-        DATASETS["celeba"].load(celeba)
-
-
-# UTKFace
-
-
-def test_utkface_has_the_races_of_its_names(tmp_path: Path) -> None:
-    root = make_utkface(tmp_path, 100)
-    official = ["61_1_20170109142408075.jpg.chip.jpg", "39_1_20170116174525125.jpg.chip.jpg", "1_1_7_2017.jpg", "a_0_1_2.jpg"]
-    for number, name in enumerate(official):
-        save_image(root / "UTKFace" / name, 0, 500 + number)
-    source = DATASETS["utkface"].load(root)
-    labels = np.concatenate([source.train_labels, source.test_labels])
-    assert np.bincount(labels).tolist() == [20] * 4
-    assert {reason: len(names) for reason, names in source.left_out.items() if names} == {
-        "name is not age_gender_race_time.jpg": 4,
-        "race Others": 20,
-    }
-    assert sorted(source.left_out["name is not age_gender_race_time.jpg"]) == sorted(official)
-    for images, of_images in ((source.train_images, source.train_labels), (source.test_images, source.test_labels)):
-        assert [label_in_pixels(pixels) for pixels in images.decode(0, (64, 64))] == of_images.tolist()
-        assert len(images) > 25
-    assert all(is_test_image(name) for name in source.test_images.names)
-
-
-@pytest.mark.parametrize("name", ["100_0_0_20170112213500903.jpg.chip.jpg", "1_1_3_20170109194453835.jpg"])
-def test_official_names_of_utkface_are_read(name: str) -> None:
-    match = UTKFACE_NAME.fullmatch(name)
-    assert match and match["race"] == name.split("_")[2]
-
-
-def test_without_utkface(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"{tmp_path}/UTKFace needs .*https://susanqq.*--root DIR or DIFFENCE_DATA") as caught:
-        DATASETS["utkface"].load(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_half_that_tests_is_a_half() -> None:
-    tests = sum(is_test_image(f"{number}.jpg") for number in range(4000))
-    assert abs(tests - 2000) < 150  # 4.7 standard deviations
 
 
 # Broken files and copies
@@ -268,7 +158,8 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     assert anonymous_memory() - before < 60
 
 
-def test_a_partition_of_files_is_what_the_files_are(celeba: Path, tmp_path: Path) -> None:
+def test_a_partition_of_files_is_what_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    celeba = make_celeba(tmp_path / "official", monkeypatch, COUNTS, (218, 178))
     run = run_of(tmp_path / "run", "celeba")
     assert write_partition(run, celeba) == {"members": 12, "reference": 8, "non_members": 12}
     split, manifest = load_split(run), json.loads((run.partition_dir / "manifest.json").read_text())
@@ -321,29 +212,3 @@ def test_the_classifier_is_made_for_the_size_of_the_images(tmp_path: Path) -> No
         target_classifier(wide)
     sized = replace(wide, config=replace(wide.config, data=replace(wide.config.data, image_size=64)))
     assert target_classifier(sized)(torch.zeros(2, 3, 64, 64)).shape == (2, 8)
-
-
-# Folders of classes
-
-
-def test_a_folder_of_classes(tmp_path: Path) -> None:
-    root = make_folders(tmp_path / "images", ("cat", "dog"), 20)
-    (root / "cat" / "notes.txt").write_text("no image")
-    (root / ".hidden").mkdir()
-    source = image_folder(root, ["cat", "dog"])
-    assert source.left_out["name does not end in .jpg .jpeg .png .bmp .webp"] == ["cat/notes.txt"]
-    for images, labels in ((source.train_images, source.train_labels), (source.test_images, source.test_labels)):
-        assert [label_in_pixels(pixels) for pixels in images.decode(0, (64, 64))] == labels.tolist()
-    assert len(source.train_labels) + len(source.test_labels) == 40
-    with pytest.raises(UserError, match="has the classes cat, dog and not cat, cow"):
-        image_folder(root, ["cat", "cow"])
-    np.testing.assert_array_equal(colour(0), [60, 60, 60])
-
-
-def test_a_folder_with_a_test_set_of_its_own(tmp_path: Path) -> None:
-    for split, count in (("train", 5), ("test", 3)):
-        make_folders(tmp_path / "images" / split, ("cat", "dog"), count, (64, 64 + count))
-    source = image_folder(tmp_path / "images", ["cat", "dog"])
-    assert (len(source.train_labels), len(source.test_labels)) == (10, 6)
-    assert all(name.startswith("train/") for name in source.train_images.names)
-    assert source.test_labels.tolist() == [0, 0, 0, 1, 1, 1]
