@@ -89,6 +89,12 @@ def tiny_run(folder: Path, profile: Path, *overrides: str, seed: int = 0) -> Run
     return open_run(folder, Namespace(profile=str(profile), set=list(overrides), seed=seed, device="cpu"))
 
 
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What a test draws from PyTorch's global generator depends neither on the order of the tests nor on the worker."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def synthetic() -> Source:
     """The embedded data set."""
