@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from common.config import Data, Model
 from common.defenses import DEFENSES, dpsgd
-from common.defenses.dpsgd import DPSGD, Options
+from common.defenses.dpsgd import DPSGD, Options, PrivateOptions, with_group_norm
 from common.errors import UserError
 from common.run import Run
 from common.training.loop import Objective, predict
@@ -280,3 +280,10 @@ def test_a_batch_larger_than_the_members(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path, options: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
         options_of(make_run(tmp_path, **options), "dpsgd", Options)
+
+
+def test_a_refusal_names_the_setting_that_was_given() -> None:
+    with pytest.raises(UserError, match=r"defenses\.dpsgd-private\.delta must"):
+        PrivateOptions(delta=0.0)
+    with pytest.raises(UserError, match=r"defenses\.dpsgd-private\.groups = 3 does not divide"):
+        with_group_norm(nn.Sequential(nn.BatchNorm2d(4)), PrivateOptions(groups=3))

@@ -167,7 +167,7 @@ def test_it_is_a_defense_of_its_own(tmp_path: Path) -> None:
     [{"views": 0}, {"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"shift": -1}, {"ema_decay": 1.0}, {"delta": 0.0}],
 )
 def test_refusals(tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=next(iter(options))):
+    with pytest.raises(UserError, match=rf"defenses\.dpsgd-strong\.{next(iter(options))} "):
         options_of(make_run(tmp_path, **options), "dpsgd-strong", Options)
 
 

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -39,6 +39,8 @@ PRIVATE = "dpsgd-private"  # the name of the same method with a small epsilon
 class Options:
     """The config section `defenses.dpsgd`. Raises UserError for a value out of range."""
 
+    section: ClassVar[str] = "defenses.dpsgd"  # of the config, for messages
+
     noise_multiplier: float = 0.1  # standard deviation of the noise in units of max_grad_norm; CIFAR-100 and SVHN: 0.05
     max_grad_norm: float = 1.2  # L2 norm to which the gradient of a sample is clipped
     target_epsilon: float = 0.0  # if above 0, the noise multiplier is computed from it and `noise_multiplier` is ignored
@@ -49,16 +51,18 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("noise_multiplier", "target_epsilon"):
             value = getattr(self, name)
-            require(0 <= value < math.inf, f"defenses.dpsgd.{name} must be at least 0 and finite, not {value}.")
-        require(self.max_grad_norm > 0, f"defenses.dpsgd.max_grad_norm must be positive, not {self.max_grad_norm}.")
-        require(self.groups >= 0, f"defenses.dpsgd.groups must be positive, or 0 for gcd(32, channels), not {self.groups}.")
-        require(0 < self.delta < 1, f"defenses.dpsgd.delta must lie between 0 and 1, both excluded, not {self.delta}.")
-        require(self.physical_batch > 0, f"defenses.dpsgd.physical_batch must be at least 1, not {self.physical_batch}.")
+            require(0 <= value < math.inf, f"{self.section}.{name} must be at least 0 and finite, not {value}.")
+        require(self.max_grad_norm > 0, f"{self.section}.max_grad_norm must be positive, not {self.max_grad_norm}.")
+        require(self.groups >= 0, f"{self.section}.groups must be positive, or 0 for gcd(32, channels), not {self.groups}.")
+        require(0 < self.delta < 1, f"{self.section}.delta must lie between 0 and 1, both excluded, not {self.delta}.")
+        require(self.physical_batch > 0, f"{self.section}.physical_batch must be at least 1, not {self.physical_batch}.")
 
 
 @dataclass(frozen=True)
 class PrivateOptions(Options):
     """The config section `defenses.dpsgd-private`."""
+
+    section: ClassVar[str] = f"defenses.{PRIVATE}"
 
     target_epsilon: float = 8.0
 
@@ -155,22 +159,22 @@ class DPSGD(Objective):
 
 def build(run: Run, name: str = "dpsgd") -> nn.Module:
     """The run's architecture, with GroupNorm in place of BatchNorm; see `with_group_norm`."""
-    return with_group_norm(target_classifier(run), options_of(run, name, OPTIONS[name]).groups)
+    return with_group_norm(target_classifier(run), options_of(run, name, OPTIONS[name]))
 
 
-def with_group_norm(model: nn.Module, groups: int) -> nn.Module:
+def with_group_norm(model: nn.Module, options: Options) -> nn.Module:
     """A copy of `model` with GroupNorm in place of BatchNorm.
 
     By default a layer has gcd(32, channels) groups, as in Opacus. A layer of 8, 16 or 32 channels then has one group for each
     channel, which makes all channels of an image equally strong. With a network of width 16, the accuracy on CPU-sized data
-    falls by half. Raises UserError where `groups` does not divide the number of channels of every layer.
+    falls by half. Raises UserError where `options.groups` does not divide the number of channels of every layer.
     """
     from opacus.validators import ModuleValidator
 
     try:
-        return ModuleValidator.fix(model, num_groups=groups or None)
+        return ModuleValidator.fix(model, num_groups=options.groups or None)
     except ValueError as error:
-        raise UserError(f"defenses.dpsgd.groups = {groups} does not divide the channels of every layer.") from error
+        raise UserError(f"{options.section}.groups = {options.groups} does not divide the channels of every layer.") from error
 
 
 def train(run: Run, split: Split, name: str = "dpsgd") -> nn.Module:
@@ -198,7 +202,7 @@ def _noise_multiplier(options: Options, sample_rate: float, steps: int) -> float
             )
     except ValueError as error:
         raise UserError(
-            f"defenses.dpsgd.target_epsilon = {options.target_epsilon} is too small for any noise: raise it."
+            f"{options.section}.target_epsilon = {options.target_epsilon} is too small for any noise: raise it."
         ) from error
 
 

@@ -13,6 +13,7 @@ trainings here; the recipe has SGD.
 
 import copy
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,8 @@ class Options(dpsgd.Options):
     `batch_size`, `epochs` and `lr` replace those of `train`. An image and its views count once in `batch_size`.
     """
 
+    section: ClassVar[str] = f"defenses.{NAME}"
+
     noise_multiplier: float = 0.2
     max_grad_norm: float = 1.0
     groups: int = 16
@@ -48,11 +51,11 @@ class Options(dpsgd.Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("epochs", "views"):
-            require(getattr(self, name) > 0, f"defenses.{NAME}.{name} must be at least 1, not {getattr(self, name)}.")
-        require(self.batch_size > 1, f"defenses.{NAME}.batch_size must be at least 2, not {self.batch_size}.")
-        require(self.lr > 0, f"defenses.{NAME}.lr must be positive, not {self.lr}.")
-        require(self.shift >= 0, f"defenses.{NAME}.shift must be at least 0, not {self.shift}.")
-        require(0 <= self.ema_decay < 1, f"defenses.{NAME}.ema_decay must be at least 0 and below 1, not {self.ema_decay}.")
+            require(getattr(self, name) > 0, f"{self.section}.{name} must be at least 1, not {getattr(self, name)}.")
+        require(self.batch_size > 1, f"{self.section}.batch_size must be at least 2, not {self.batch_size}.")
+        require(self.lr > 0, f"{self.section}.lr must be positive, not {self.lr}.")
+        require(self.shift >= 0, f"{self.section}.shift must be at least 0, not {self.shift}.")
+        require(0 <= self.ema_decay < 1, f"{self.section}.ema_decay must be at least 0 and below 1, not {self.ema_decay}.")
 
 
 class StandardisedConv2d(nn.Conv2d):
@@ -144,7 +147,7 @@ def build(run: Run) -> nn.Module:
 
     Raises UserError where `groups` does not divide the number of channels of every layer.
     """
-    model = dpsgd.with_group_norm(target_classifier(run), options_of(run, NAME, Options).groups)
+    model = dpsgd.with_group_norm(target_classifier(run), options_of(run, NAME, Options))
     for parent in [*model.modules()]:
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d):
