@@ -27,14 +27,15 @@ def module_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def make_parser(
-    folder: Path, description: str | None, *, seed: bool = True, device: bool = True, profile: str = ""
+    folder: Path, description: str | None, *, seed: bool = True, device: bool = True, profile: str = "", prog: str | None = None
 ) -> argparse.ArgumentParser:
     """A parser with --profile, --set and, unless they are switched off, --seed and --device.
 
-    The name of `folder` is that of the data set, whose default profile is the default unless `profile` names another one.
+    `prog` is the command in --help and in messages, by default the name of the script. The name of `folder` is that of the data
+    set, whose default profile is the default unless `profile` names another one.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     profile = profile or DEFAULT_PROFILE.get(folder.name, "paper")
     parser.add_argument(

@@ -48,8 +48,9 @@ def print_plan(jobs: Sequence[Job]) -> None:
             print(f"{'':8}  {job.name}: {_minutes(minutes)} minutes, {gigabytes(forecasts[-1].stays)}{_after(job)}")
     known = [one.minutes for one in forecasts if one.minutes is not None]
     print(f"\nmissing: {len(forecasts)} of {len(jobs)} jobs, {gigabytes(sum(one.stays for one in forecasts))} of disk")
+    unknown = len(forecasts) - len(known)
     print(
-        f"{_minutes(sum(known))} minutes in {len(known)} of them, of which the same work was measured here; the others: unknown"
+        f"{_minutes(sum(known))} minutes in {len(known)} of them, whose work was timed here before; {unknown} others: unknown"
     )
 
 
@@ -93,9 +94,13 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
 
 
 def _parse(folder: Path, arguments: Sequence[str]) -> Namespace:
-    parser = make_parser(folder, "Partition, train and evaluate everything, in dependency order.")
+    parser = make_parser(folder, "Partition, train and evaluate everything, in dependency order.", prog="bash all-train-all.sh")
     parser.add_argument("--datasets", nargs="+", default=list(PUBLISHED), help=f"default: {' '.join(PUBLISHED)}")
-    parser.add_argument("--defenses", nargs="+", help=f"in this order (default: {' '.join(PRIORITY)}, then all others)")
+    parser.add_argument(
+        "--defenses",
+        nargs="+",
+        help=f"in this order (default: {' '.join(PRIORITY)}, then dpsgd-private, dpsgd-strong and your own)",
+    )
     parser.add_argument("--scenario", nargs="+", default=["1", "2", "3"], help="of Diffence (default: 1 2 3)")
     parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
     parser.add_argument("--seeds", type=int, default=1, help="models of that many seeds, from --seed on (default: 1)")
@@ -150,6 +155,10 @@ def _plan(parsed: Namespace) -> tuple[list[Path], list[Job]]:
     runs = [with_options(open_run(ROOT / dataset, parsed)) for dataset in parsed.datasets]
     jobs: list[Job] = []
     for run in runs:
+        saved = parsed.protocol != "released" or run.config.train.best_on_test
+        require(
+            saved, "the protocol released attacks the epoch with the best test accuracy: add --set train.best_on_test=true."
+        )
         of_seeds = [replace(run, seed=seed) for seed in range(parsed.seed, parsed.seed + parsed.seeds)]
         jobs += plan_jobs(of_seeds, defenses, parsed.scenario, parsed.protocol, parsed.experiments, device)
     return [run.folder for run in runs], jobs

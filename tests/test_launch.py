@@ -86,6 +86,8 @@ def test_the_script(workspace: Path, tiny: Path) -> None:
 
 def test_an_unknown_experiment_is_refused(call: Call) -> None:
     assert "Did you mean 'label_only'" in refusal(call(launch.main, ROOT, "--dry-run", "--experiments", "label_onyl"))
+    released = ("--dry-run", "--datasets", "cifar10", "--profile", "gpu", "--protocol", "released")
+    assert "--set train.best_on_test=true" in refusal(call(launch.main, ROOT, *released))
 
 
 def test_as_far_as_the_minutes_reach(trained: Path, tiny: Path, tmp_path: Path) -> None:

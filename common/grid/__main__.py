@@ -28,7 +28,8 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     """The command line. `folder` is the repository's root; the data set is the first argument."""
     wants_help = any(word in ("-h", "--help") for word in arguments)
     dataset = "cifar10" if wants_help else "".join(arguments[:1])
-    parser = make_parser(folder / dataset, "Train a defense at every point of a grid and draw its utility and its privacy.")
+    description = "Train a defense at every point of a grid and draw its utility and its privacy."
+    parser = make_parser(folder / dataset, description, prog="python -m common.grid")
     parser.add_argument("dataset", help="cifar10, cifar100, svhn, synthetic, or your own; named first")
     parser.add_argument("--defense", required=True, help=f"{' or '.join(GRIDS)}; others with --grid")
     parser.add_argument(

@@ -3,9 +3,9 @@
     python -m common.protect --classifier model.pt2 --unet ddpm --t 160 \\
         --members photos/members --non-members photos/others --out protected
 
---members and --non-members are folders with a folder of images for each class, in the alphabetical order of the classifier's
-outputs: images that it was trained on, and others from the same source that it never saw. Part of each side, drawn at random,
-is for fitting the interval of scenario 1 or 2; the rest is audited, without Diffence and with it.
+--members and --non-members are folders with one folder of images for each class: images that the classifier was trained on, and
+others from the same source that it never saw. The folder that is first in the alphabet is output 0, and so on. Part of each
+side, drawn at random, is for fitting the interval of scenario 1 or 2; the rest is audited, without Diffence and with it.
 
 The folder --out gets the protected classifier (serve it with `python -m common.serve`), audit.html with both audits in two
 columns, audit.json, and the logits of all images and candidates, so that a killed run continues where it was.
@@ -32,7 +32,9 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--non-members", type=Path, required=True, metavar="FOLDER", help="the same, of images never trained on"
     )
-    parser.add_argument("--out", type=Path, default=Path("protected"), metavar="FOLDER", help="(default: protected)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("protected"), metavar="FOLDER", help="folder of what is written (default: protected)"
+    )
     parser.add_argument("--scenario", default="1", help="1, 2, 3 or average (default: 1)")
     parser.add_argument("--t", type=int, default=160, metavar="INT", help="diffusion step T (default: 160)")
     parser.add_argument("--n", type=int, default=30, metavar="INT", help="candidates for each image, N (default: 30)")

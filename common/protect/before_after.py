@@ -84,7 +84,7 @@ def protect_and_audit(options: argparse.Namespace) -> tuple[dict[str, dict[str, 
     if classes != len(names):
         raise UserError(
             f"{folders.members} has {len(names)} folders and the classifier {classes} outputs: make a folder for each class, "
-            "in the alphabetical order of the outputs, empty where there are no images."
+            "whose names are in the order of the outputs, empty where there are no images."
         )
     answers = sides.map(lambda files, side: collect(protected, files, side, options, device), Pair(*SIDES))
     of_fit = answers.map(lambda side: side.take(slice(fit)).logits)

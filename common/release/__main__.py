@@ -25,7 +25,7 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     """The command line. `folder` is the repository's root; the data set is the first argument."""
     wants_help = any(word in ("-h", "--help") for word in arguments)
     dataset = "cifar10" if wants_help else "".join(arguments[:1])
-    parser = make_parser(folder / dataset, str(__doc__))
+    parser = make_parser(folder / dataset, str(__doc__), prog="python -m common.release")
     parser.add_argument("dataset", help="cifar10, cifar100 or svhn; named first")
     parser.add_argument(
         "--from", dest="source", type=Path, required=True, metavar="DIR", help="the authors' folder of the data set"
