@@ -98,6 +98,7 @@ class Train:
         require(self.epochs > 0, f"train.epochs must be at least 1, not {self.epochs}.")
         require(self.batch_size > 1, f"train.batch_size must be at least 2, not {self.batch_size}.")
         require(self.lr > 0, f"train.lr must be positive, not {self.lr}.")
+        require(self.weight_decay >= 0, f"train.weight_decay must not be negative, not {self.weight_decay}.")
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,16 @@ class DDPM:
             1 <= self.min_timestep <= self.max_timestep,
             f"ddpm.min_timestep must lie in 1..ddpm.max_timestep = {self.max_timestep}, not {self.min_timestep}.",
         )
+        for name in ("lr", "grad_clip"):
+            require(getattr(self, name) > 0, f"ddpm.{name} must be positive, not {getattr(self, name)}.")
+        for name in ("dropout", "ema_decay"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"ddpm.{name} must be at least 0 and below 1, not {value}.")
+        require(self.warmup >= 0, f"ddpm.warmup must not be negative, not {self.warmup}.")
+        levels = len(self.channels)
+        require(levels > 0, "ddpm.channels must have the channels of one level at least.")
+        for level in self.attention:
+            require(0 <= level < levels, f"ddpm.attention names levels 0..{levels - 1} of ddpm.channels; {level} is none.")
         for width in self.channels:
             require(
                 width % self.groups == 0,
@@ -191,6 +202,12 @@ class Attack:
             self.shadows == 0 or is_even_from_4,
             f"attack.shadows must be an even number from 4, or 0 for none, not {self.shadows}.",
         )
+        for name in ("nn_epochs", "nn_batch_size", "nn_lr", "rmia_gamma"):
+            require(getattr(self, name) > 0, f"attack.{name} must be positive, not {getattr(self, name)}.")
+        for name in ("nn_held_out", "fpr"):
+            value = getattr(self, name)
+            require(0 < value < 1, f"attack.{name} must lie between 0 and 1, both excluded, not {value}.")
+        require(0 <= self.rmia_a <= 1, f"attack.rmia_a must lie in 0..1, not {self.rmia_a}.")
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _plan(parsed: Namespace) -> tuple[list[Path], list[Job]]:
     device = parsed.device
     if parsed.slurm:  # a login node need not have the device of the jobs
         parsed.device = "cpu"
-    runs = [with_options(open_run(ROOT / dataset, parsed)) for dataset in parsed.datasets]
+    runs = [with_options(open_run(ROOT / dataset, parsed)) for dataset in dict.fromkeys(parsed.datasets)]
     jobs: list[Job] = []
     for run in runs:
         saved = parsed.protocol != "released" or run.config.train.best_on_test

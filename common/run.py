@@ -17,6 +17,7 @@ and the outputs behind it.
 import argparse
 import os
 import platform
+import shlex
 import subprocess
 import time
 from dataclasses import dataclass
@@ -112,8 +113,8 @@ class Run:
         """The command line that runs a script of the data set for this run, from the root of the repository."""
         if self.shadow and script == "train_defense.py":
             script, arguments = "train_shadows.py", (*arguments, f"--index {self.shadow[0]}")
-        words = [f"python {self.dataset}/{script}", *arguments, f"--profile {self.profile}"]
-        words += [f"--set {override}" for override in self.overrides]
+        words = [f"python {self.dataset}/{script}", *arguments, f"--profile {shlex.quote(self.profile)}"]
+        words += [f"--set {shlex.quote(override)}" for override in self.overrides]
         if self.target_seed and script != "data_partition.py":  # the partition does not depend on the seed
             words.append(f"--seed {self.target_seed}")
         return " ".join(words)

@@ -149,8 +149,8 @@ def _run_job(job: Job, deadline: float, environment: dict[str, str], processes: 
 def slot_environment(slot: int, workers: int, gpus: int | None = None, cores: int | None = None) -> dict[str, str]:
     """Environment variables of the jobs in one of `workers` slots: a GPU of its own where there are several, and its threads.
 
-    `gpus` and `cores` default to those of this machine. The cores are divided among the slots, unless OMP_NUM_THREADS is set
-    already. A single worker has the whole machine.
+    `gpus` and `cores` default to those of this machine. With CUDA_VISIBLE_DEVICES, the GPUs are those that it names. The cores
+    are divided among the slots, unless OMP_NUM_THREADS is set already. A single worker has the whole machine.
     """
     if workers == 1:
         return {}
@@ -158,7 +158,8 @@ def slot_environment(slot: int, workers: int, gpus: int | None = None, cores: in
         import torch
 
         gpus = torch.cuda.device_count()
-    environment = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus > 1 else {}
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    environment = {"CUDA_VISIBLE_DEVICES": names[slot % gpus] if len(names) >= gpus else str(slot % gpus)} if gpus > 1 else {}
     if "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(max(1, (cores or len(os.sched_getaffinity(0))) // workers))
     return environment

@@ -66,14 +66,17 @@ def script_environment() -> dict[str, str]:
     return {**{key: value for key, value in os.environ.items() if key != "DIFFENCE_DATA"}, **wanted}
 
 
-def run_script(workspace: Path, script: str, *arguments: object, options: Sequence[str] = ()) -> Answer:
-    """Run a script of the copied tree as a user does, in a process of its own; `options` go to Python."""
+def run_script(workspace: Path, script: str, *arguments: object, options: Sequence[str] = (), gpu: bool = False) -> Answer:
+    """Run a script of the copied tree as a user does, in a process of its own, which sees no GPU without `gpu`.
+
+    `options` go to Python.
+    """
     interpreter = ["bash"] if script.endswith(".sh") else [sys.executable, *options]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [*interpreter, script, *map(str, arguments)],
         cwd=workspace,
-        env=script_environment(),
+        env=script_environment() | ({"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")} if gpu else {}),
         capture_output=True,
         text=True,
         timeout=300,
@@ -93,6 +96,13 @@ def tiny_run(folder: Path, profile: Path, *overrides: str, seed: int = 0) -> Run
 def same_draws() -> None:
     """What a test draws from PyTorch's global generator depends neither on the order of the tests nor on the worker."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test without the mark `gpu` sees no GPU, so that its numbers are those of the CPU."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture(scope="session")
@@ -267,15 +277,15 @@ def refusal(answer: Answer) -> str:
     return answer.err.removeprefix("error: ").rstrip()
 
 
-def stop_after(epochs: int, batches: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """An Objective's `batches` that raises KeyboardInterrupt, as Ctrl-C would, once `epochs` epochs have begun."""
+def stop_after(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, but after `count` calls it raises KeyboardInterrupt, as Ctrl-C would. `batches` is called once an epoch."""
     calls = 0
 
-    def stop(objective: Any) -> Any:
+    def stop(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls > epochs:
+        if calls > count:
             raise KeyboardInterrupt
-        return batches(objective)
+        return function(*arguments)
 
     return stop

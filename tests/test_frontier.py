@@ -172,10 +172,13 @@ def test_a_killed_run_goes_on(copied: Path, tiny: Path, call: Call, quick: None,
     assert next(calls) == 3  # two rows, of which one was begun twice
 
 
-def test_refusals(trained: Path, tiny: Path, call: Call) -> None:
+def test_refusals(trained: Path, tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--profile", tiny, "--device", "cpu")
     assert "--count must lie in 4..100" in refusal(call(frontier, trained, *options, "--count", 101))
     assert "--minutes must be more than 0" in refusal(call(frontier, trained, *options, "--minutes", 0))
+    monkeypatch.setattr(experiment, "unscored_members", lambda data: torch.arange(20))  # the tiny profile scores all members
+    guarded = call(frontier, trained, "--defense", "memguard", *options, "--count", 12)
+    assert "memguard's guard was trained on" in refusal(guarded)
 
 
 # the cost of a query

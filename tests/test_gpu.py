@@ -26,7 +26,7 @@ def twins(trained: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -
         ignored = shutil.ignore_patterns("candidates", "outputs", "results")
         shutil.copytree(trained.parent, root, ignore=ignored)
         arguments = (*DEFENSE, "--scenario", "1", "3", "--profile", tiny, "--device", device)
-        answer = run_script(root, "synthetic/evaluate_MIAs/evaluate_mia.sh", *arguments)
+        answer = run_script(root, "synthetic/evaluate_MIAs/evaluate_mia.sh", *arguments, gpu=True)
         assert answer.code == 0, answer.err
         folders[name] = root / "synthetic"
     yield folders
@@ -54,7 +54,7 @@ def test_a_training_there_is_as_good(trained: Path, tiny: Path, tmp_path: Path) 
     """Weights differ, since rounding does, but batches and initial weights are the same, and so is what is learnt."""
     root = Path(shutil.copytree(trained.parent, tmp_path / "tree", ignore=shutil.ignore_patterns("final-all-models")))
     for script, arguments in (("train_defense.py", DEFENSE), ("diff_defense/train_ddpm.py", ())):
-        answer = run_script(root, f"synthetic/{script}", *arguments, "--profile", tiny, "--device", DEVICE)
+        answer = run_script(root, f"synthetic/{script}", *arguments, "--profile", tiny, "--device", DEVICE, gpu=True)
         assert answer.code == 0, answer.err
     logs = [next((folder / "final-all-models").rglob("undefended.log.csv")) for folder in (trained, root / "synthetic")]
     loss = [np.genfromtxt(log, delimiter=",", names=True)["loss"] for log in logs]

@@ -63,3 +63,5 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call) -> None:
     assert [len(draws["cdf"]) for draws in row["draws"]] == [4] * 5
     assert f"over 210 intervals: {row['rank_correlation']['js_and_auc']:.2f}" in answer.out
     assert "Did you mean 'undefended'" in refusal(call(intervals, copied_drawn, "--defense", "undefendd", *options))
+    alone = call(intervals, copied_drawn, "--defense", "undefended", *options, "--set", "diffence.grid=1")
+    assert alone.code == 0 and "over 1 intervals: undefined" in alone.out, alone.err

@@ -96,6 +96,7 @@ def test_distances_of_other_weights_are_refused(call: Call, copied: Path, tiny: 
         ("--count", 0, "--count must be at least 1, not 0"),
         ("--steps", 0, "--steps must be at least 1, not 0"),
         ("--scenario", "4", "unknown scenario '4'"),
+        ("--scenario", "average", "--set diffence.stable=true"),
         ("--protocol", "claen", "Did you mean 'clean'"),
         ("--defense", "undefend", "Did you mean 'undefended'"),
     ],

@@ -155,7 +155,8 @@ def test_workers_respect_the_order_of_needs(tmp_path: Path) -> None:
 
 
 def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
     assert slot_environment(0, 1, gpus=4) == {}
     assert [slot_environment(slot, 4, gpus=2, cores=16) for slot in (0, 1, 2)] == [
         {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "4"} for gpu in ("0", "1", "0")
@@ -163,6 +164,8 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     assert slot_environment(5, 8, gpus=1, cores=4) == {"OMP_NUM_THREADS": "1"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert slot_environment(0, 2, gpus=0, cores=8) == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")  # the GPUs that the user may have, in a machine of more
+    assert [slot_environment(slot, 2, gpus=2)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["2", "3"]
 
 
 def test_a_second_launcher_is_refused_until_the_first_is_dead(workspace: Path, tmp_path: Path) -> None:

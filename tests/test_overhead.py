@@ -38,7 +38,7 @@ def test_a_call_is_divided_by_its_images() -> None:
     facts = summarised(time_calls(CPU, waiting(0.02, 0.01), torch.rand(10, 3, 4, 4), 4), 4, "3")
     assert facts["calls"] == 2  # the last two images do not fill a call
     assert facts["draws"] == 3
-    assert 7.5 <= facts["wall_ms"]["p50"] < 30
+    assert facts["wall_ms"]["p50"] >= 7.5
     assert 2.5 <= facts["cpu_ms"]["p50"] < 4.5
     assert facts["wall_ms"]["p50"] <= facts["wall_ms"]["p95"]
 

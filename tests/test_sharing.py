@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from common.commands import evaluate_mia
 from common.defenses import DEFENSES, with_options
 from common.diffence.reconstruct import DiffusionReconstructor
+from common.experiments.shadow_models import shadow_run
 from common.files import save_checkpoint
 from common.training.targets import model_path, settings_of
 
@@ -55,6 +56,15 @@ def test_a_further_defense_costs_no_network_evaluation(
     assert evaluations == []
     rows = {path.stem for path in shared.glob(f"evaluate_MIAs/results/*/{name}*.json")}
     assert rows >= {name, f"{name}_w_Diffence", f"{name}_w_Diffence_scenario3"}
+
+
+def test_what_is_scored_matters_to_a_guard_and_to_shadow_models(shared: Path, tiny: Path) -> None:
+    """MemGuard's guard trains on no scored member, and no reference image of a shadow model is scored."""
+    runs = [with_options(tiny_run(shared, tiny, *OPTIONS, *change)) for change in ([], ["data.scored=20"])]
+    assert settings_of(runs[0], "undefended") == settings_of(runs[1], "undefended")
+    assert settings_of(runs[0], "memguard") != settings_of(runs[1], "memguard")
+    first, second = (settings_of(shadow_run(run, 0), "advreg") for run in runs)
+    assert first != second
 
 
 def test_the_count_counts(shared: Path, tiny: Path, call: Call, evaluations: list[int]) -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Call, halves, random_split, refusal, tiny_run
+from conftest import Answer, Call, halves, random_split, refusal, stop_after, tiny_run
 
 from common.attacks.leave_one_out import knowing_scores, shadow_scores_of_all
 from common.commands import evaluate_mia, train_shadows, worst_case
 from common.config import Attack, Data
 from common.data.partition import evaluation_pools, load_split, partition_settings
-from common.defenses import load_defended_model
+from common.defenses import load_defended_model, with_options
+from common.experiments import worst_case as experiment
 from common.experiments.canaries import draw_canaries, plant_canaries
+from common.experiments.plan import DONE, MISSING, experiment_state
 from common.experiments.shadow_models import in_mask, shadow_pool, shadow_run
 from common.experiments.worst_case import Answers, answers_of_model, evaluated_points, seen_features, variation
 from common.files import write_text
@@ -219,31 +221,46 @@ def test_the_interval_covers_the_truth() -> None:
 # The command
 
 
-@pytest.mark.parametrize("fallback", ["original", "reorder"])
-def test_the_command(copied_drawn: Path, tiny: Path, call: Call, fallback: str) -> None:
+def test_the_command(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--profile", tiny, "--device", "cpu", "--set", "data.canaries=5")
     assert call(train_shadows, copied_drawn, "--defense", "undefended", "--count", 6, *options).code == 0
-    changes = (*options, "--set", f"diffence.fallback={fallback}")
-    answer = call(worst_case, copied_drawn, "--defense", "undefended", "--count", 6, "--scenario", 3, *changes)
-    assert answer.code == 0, answer.err
-    folder = tiny_run(copied_drawn, tiny, "data.canaries=5", f"diffence.fallback={fallback}").results_dir("clean")
+    command = (worst_case, copied_drawn, "--defense", "undefended", "--count", 6, "--scenario", 3, *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "attack_models", stop_after(1, experiment.attack_models))
+        assert call(*command).code == 130
+    runs = {
+        fallback: with_options(tiny_run(copied_drawn, tiny, "data.canaries=5", *changes))
+        for fallback, changes in (("original", []), ("reorder", ["diffence.fallback=reorder"]))
+    }
+    assert (
+        experiment_state("worst_case", ["undefended"], runs["original"]) == MISSING
+    )  # the row without Diffence alone is not all
+    for fallback, run in runs.items():
+        answer = call(*command, *(word for change in run.overrides[1:] for word in ("--set", change)))
+        assert answer.code == 0, answer.err
+        check_rows(copied_drawn, tiny, run.results_dir("clean"), fallback, answer)
+        assert experiment_state("worst_case", ["undefended"], run) == DONE
+
+
+def check_rows(data_folder: Path, tiny: Path, folder: Path, fallback: str, answer: Answer) -> None:
+    """The rows in `folder` that an `answer` of worst_case.py names, and the tables from them."""
     without, behind = (
         json.loads((folder / f"worst_case-undefended{name}-6models.json").read_text()) for name in ("", "_w_Diffence_scenario3")
     )
     for row in (without, behind):
         assert (row["kind"], row["models"], row["fallback"], row["canaries"]["points"]) == ("worst_case", 6, fallback, 5)
         assert {"nn", "loss", "lira-online", "rmia-offline", "knowing", "correctness"} <= {*row["canaries"]["attacks"]}
-    mirrored = [*tiny_run(copied_drawn, tiny).candidates_dir.rglob("*_mirrored_*.npy")]
+    mirrored = [*tiny_run(data_folder, tiny).candidates_dir.rglob("*_mirrored_*.npy")]
     assert len(mirrored) == 4  # 200 images of each side, once for all models
     assert without["canaries"]["no_match"] == {"members": 0, "non_members": 0}
     # Diffence keeps every label, and what is a function of the label alone tells the same with it.
     assert behind["canaries"]["given_label"] == without["canaries"]["given_label"]
     assert behind["controls"]["attacks"]["correctness"] == without["controls"]["attacks"]["correctness"]
     assert "random images" in answer.out
-    kept = copied_drawn / "results" / "synthetic" / folder.name
+    kept = data_folder / "results" / "synthetic" / folder.name
     for path in folder.glob("*.json"):
         write_text(kept / path.name, path.read_text())
-    (table,) = worst_case_tables(read_rows(copied_drawn))
+    (table,) = worst_case_tables(read_rows(data_folder))
     assert table.startswith("**images with a wrong label: synthetic") and "scored 15 + 15" in table
 
 

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from common.config import DDPM
 from common.data.partition import Examples, Split
-from common.diffence.reconstruct import DiffusionReconstructor, alpha_bars
+from common.diffence.reconstruct import DiffusionReconstructor, alpha_bars, forward_noise
 from common.errors import UserError
-from common.files import load_checkpoint, read_json, refuse_other_config, save_checkpoint, write_json
+from common.files import atomic_write, load_checkpoint, read_json, refuse_other_config, save_checkpoint, write_json
 from common.run import Run
 from common.seeds import derive_seed
 from common.training.distributed import hide_progress, is_first, mean_over_processes, parallel, part_of, wait_for_all
@@ -166,7 +166,7 @@ def ddpm_step(
     if config.flip:
         x0 = torch.where(mirrored.to(device)[:, None, None, None], x0.flip(3), x0)
     alpha_bar = alpha_bars()[diffusion_steps].float().to(device)[:, None, None, None]
-    noisy = (alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+    noisy = forward_noise(x0, noise, alpha_bar, "paper").contiguous(memory_format=torch.channels_last)
     with autocast(device, config.bf16):
         predicted = unet(noisy, diffusion_steps.to(device) - 1, return_dict=False)[0]
     loss = weight * F.mse_loss(predicted.float(), noise)
@@ -240,4 +240,5 @@ def save_grid(run: Run, split: Split, path: Path, count: int = 8) -> None:
     reconstructions = reconstruct(originals.to(run.device), queries, torch.zeros_like(queries)).cpu()
     zoom = 3 if originals.shape[-1] <= 64 else 1  # how many times as large images are drawn
     tiles = torch.cat([originals, reconstructions]).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    save_image(make_grid(tiles, nrow=2 * count, padding=3), path)
+    grid = make_grid(tiles, nrow=2 * count, padding=3)
+    atomic_write(path, lambda file: save_image(grid, file, format="png"))

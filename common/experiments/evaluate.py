@@ -20,7 +20,7 @@ from common.config import require
 from common.data.partition import Pools, evaluation_pools, load_split
 from common.defenses import DefendedModel, load_defended_model
 from common.diffence.candidates import query_ids
-from common.diffence.select import ORIGINAL, Selector, fit_selector
+from common.diffence.select import ORIGINAL, CandidateLogits, Selector, fit_selector
 from common.experiments.collect import LabelledLogits, collect
 from common.experiments.shadow_scores import shadow_scores
 from common.metrics.privacy import Ints
@@ -96,19 +96,20 @@ def defend(
     A `scenario` applies Diffence to the model's logits, None does not. A post-inference defense, if the model has one, is
     applied to the result.
     """
-    if scenario is None:
-        selector, logits = None, collected.map(attrgetter("original"))
-    else:
-        selector = fit_on_pool(run, collected, pools, scenario)
-        logits = collected.map(lambda side: selector.release(side.candidates, side.original))
-    if model.post_inference is not None:
-        logits = apply_post_inference(model.post_inference, logits)
+    selector = None if scenario is None else fit_on_pool(run, collected, pools, scenario)
+    keys = collected.map(lambda of, side: query_ids(side, range(len(of.labels))).numpy(), Pair(*SIDES))  # each image is a query
+    logits = collected.map(lambda of, side_keys: released_logits(model, selector, of, side_keys), keys)
     return DefendedOutputs(selector, logits.map(Outputs, collected.map(attrgetter("labels"))))
 
 
-def apply_post_inference(defense: PostInference, logits: Pair[np.ndarray]) -> Pair[np.ndarray]:
-    """Apply a post-inference defense to released logits [n, C] (paper Section III-B4). Each image is one query."""
-    return Pair(*SIDES).map(lambda side, of: release(defense, of, query_ids(side, range(len(of))).numpy()), logits)
+def released_logits(model: DefendedModel, selector: Selector | None, collected: CandidateLogits, keys: Ints) -> np.ndarray:
+    """The logits [n, C] that are released for n images, the queries `keys` int64 [n].
+
+    These are those on the images themselves or, with a `selector`, those that it releases. A post-inference defense is applied
+    to them (paper Section III-B4).
+    """
+    logits = collected.original if selector is None else selector.release(collected.candidates, collected.original)
+    return logits if model.post_inference is None else release(model.post_inference, logits, keys)
 
 
 def release(defense: PostInference, logits: np.ndarray, keys: Ints) -> np.ndarray:

@@ -22,10 +22,10 @@ from torch import nn
 from tqdm import tqdm
 
 from common.config import require
-from common.data.partition import Examples, Pools, Split, evaluation_pools, load_split
+from common.data.partition import Examples, Pools, Split, evaluation_pools, load_split, unscored_members
 from common.defenses import DefendedModel, load_defended_model
 from common.diffence.candidates import SHARD, query_ids
-from common.diffence.ddpm import Padded, build_unet, ddpm_step, load_reconstructor, train_ddpm, training_images
+from common.diffence.ddpm import Padded, build_unet, ddpm_settings, ddpm_step, load_reconstructor, train_ddpm, training_images
 from common.diffence.reconstruct import Reconstructor
 from common.diffence.select import Selector
 from common.experiments.collect import LabelledLogits, classify, refuse_infinite
@@ -74,6 +74,8 @@ def frontier(run: Run, defense: str, minutes: float, count: int) -> list[dict[st
     require(4 <= count <= data.scored, f"--count must lie in 4..{data.scored}, the scored images of a side, not {count}.")
     split = load_split(run)
     smaller = replace(data, fit=count // 4, known=count // 4, scored=count)
+    unseen_by_guard = set(unscored_members(data).tolist()).isdisjoint(evaluation_pools(smaller, "clean").scored)
+    require(defense != "memguard" or unseen_by_guard, "so small a --count scores members that memguard's guard was trained on.")
     model = load_defended_model(run, defense, "clean")
     rows = []
     for network, training in product(NETWORKS, TRAININGS):
@@ -91,13 +93,16 @@ def cell_with_steps(run: Run, split: Split, network: str, training: str, minutes
     overrides = [f"ddpm.name={name}", f"ddpm.channels={channels}", f"ddpm.layers={layers}", "ddpm.attention=[]"]
     overrides += ["ddpm.groups=8", "ddpm.dropout=0.0", f"ddpm.max_timestep={t}"]
     overrides += [f"ddpm.min_timestep={t}"] if training == "T alone" else []
-    path = run.outputs_dir / "frontier" / f"steps-{network.replace(' ', '_')}-{minutes:g}min.json"
     before = run_of(Variant("frontier", tuple(overrides)), run)
-    if not path.is_file():
+    path = before.ddpm_dir.with_name(f"frontier-{network.replace(' ', '_')}-{minutes:g}min-steps.json")
+    timed = {key: value for key, value in ddpm_settings(before).items() if key not in ("min_timestep", "steps")}
+    timed |= {"device": environment(run)["device"]}
+    stored = read_json(path, f"rm {path}") if path.is_file() else {}
+    if stored.get("timed") != timed:
         a_step = seconds_a_step(before, split)
-        steps = max(1, round(60 * minutes / a_step))
-        write_json(path, {"minutes": minutes, "seconds_a_step": a_step, "steps": steps})
-    budget = read_json(path, f"rm {path}")
+        stored = {"minutes": minutes, "seconds_a_step": a_step, "steps": max(1, round(60 * minutes / a_step)), "timed": timed}
+        write_json(path, stored)
+    budget = {key: stored[key] for key in ("minutes", "seconds_a_step", "steps")}
     steps = budget["steps"]
     overrides += [f"ddpm.steps={steps}", f"ddpm.warmup={min(run.config.ddpm.warmup, steps // 10)}"]
     overrides += [f"ddpm.save_every={max(1, steps // 10)}"]

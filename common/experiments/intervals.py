@@ -47,11 +47,16 @@ def intervals(run: Run, defense: str, protocol: str) -> dict[str, Any]:
         "scored": {"members": len(pools.scored), "non_members": len(pools.scored)},
         "attacks": list(ATTACKS),
         "intervals": points,
-        "rank_correlation": {"js_and_auc": float(correlation.statistic), "p_value": float(correlation.pvalue)},
+        "rank_correlation": {"js_and_auc": _finite(correlation.statistic), "p_value": _finite(correlation.pvalue)},
         "draws": [draws_until_inside(collected, pools, share) for share in SHARES],
     }
     write_json(result_path(run, defense, protocol), row)
     return row
+
+
+def _finite(number: float) -> float | None:
+    """`number`, or None where it is no number, as the correlation of divergences that are all equal."""
+    return float(number) if np.isfinite(number) else None
 
 
 def result_path(run: Run, defense: str, protocol: str) -> Path:

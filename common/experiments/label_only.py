@@ -44,6 +44,8 @@ def label_only(run: Run, defense: str, protocol: str, count: int, steps: int, sc
     split, pools = load_split(run), evaluation_pools(run.config.data, protocol)
     most = min(len(pools.known), len(pools.scored))
     require(0 < count <= most, f"--count must lie in 1..{most}, the known and the scored images of a side, not {count}.")
+    one_answer = scenario != "average" or run.config.diffence.stable
+    require(one_answer, "in --scenario average an image gets several labels: add --set diffence.stable=true.")
     model, diffence = attacked_model(run, defense, protocol, split, scenario)
     scored = split.evaluated.map(partial(_first_images, pool=pools.scored, count=count))
     known = split.evaluated.map(partial(_first_images, pool=pools.known, count=count))

@@ -38,7 +38,7 @@ def lira(run: Run) -> list[Variant]:
 
 
 def architectures(run: Run) -> list[Variant]:
-    """Figure 12: the other networks, as narrow as the profile's ResNet-18 is. Opacus cannot train ViT, nor did the paper."""
+    """Figure 12: the other networks, as narrow as the profile's ResNet-18 is. The paper has no DP-SGD on ViT."""
     variants = []
     for name, published in ARCHITECTURES.items():
         overrides = [f"model.name={name}"]

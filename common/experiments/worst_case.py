@@ -24,12 +24,12 @@ from common.attacks.suite import attack_all
 from common.config import require
 from common.data import DATASETS
 from common.data.partition import Pools, Split, evaluation_pools, load_split
-from common.defenses import DefendedModel, load_defended_model
+from common.defenses import load_defended_model
 from common.diffence.candidates import MIRRORED, query_ids
-from common.diffence.select import CandidateLogits, Selector, fit_selector
+from common.diffence.select import CandidateLogits, fit_selector
 from common.experiments.canaries import Canaries, draw_canaries
 from common.experiments.collect import collect
-from common.experiments.evaluate import nn_options, release
+from common.experiments.evaluate import nn_options, released_logits
 from common.experiments.shadow_models import in_mask, shadow_pool, shadow_run
 from common.files import write_json
 from common.metrics.bootstrap import decisions_report
@@ -105,8 +105,9 @@ def worst_case(run: Run, defense: str, scenarios: list[str], count: int) -> list
             "scored": dict.fromkeys(SIDES, count * run.config.data.canaries // 2),
             **{name: group_report(points, answers, scores, name) for name in ("canaries", "controls")},
         }
-        write_json(result_path(run, defense, scenario, count), row)
         rows.append(row)
+    for row in rows:  # together, because one of them tells the launcher that this defense is done
+        write_json(result_path(run, defense, row["scenario"], count), row)
     return rows
 
 
@@ -146,15 +147,9 @@ def answers_of_model(
     for scenario in scenarios:
         selector = None if scenario is None else fit_selector(scenario, fit, config.grid, config.js_bins, config.fallback)
         kept = np.ones(len(points.labels)) if selector is None else image.keeps_label.mean(1)
-        logits, of_mirror = (answer(model, selector, *view) for view in views)
+        logits, of_mirror = (released_logits(model, selector, *view).astype(np.float64) for view in views)
         answers.append((logits, kept, variation(logits, of_mirror)))
     return answers
-
-
-def answer(model: DefendedModel, selector: Selector | None, collected: CandidateLogits, queries: Ints) -> Floats:
-    """The logits [n, C] that a model releases for n images, float64."""
-    logits = collected.original if selector is None else selector.release(collected.candidates, collected.original)
-    return (logits if model.post_inference is None else release(model.post_inference, logits, queries)).astype(np.float64)
 
 
 def variation(first: Floats, second: Floats) -> Floats:

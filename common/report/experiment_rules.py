@@ -27,6 +27,7 @@ def divergence_predicts_auc(results: Results) -> list[Evidence]:
             row["rank_correlation"]["js_and_auc"] >= 0.3,
         )
         for row in results.by_kind["intervals"]
+        if row["rank_correlation"]["js_and_auc"] is not None
     ]
 
 

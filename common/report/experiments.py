@@ -73,10 +73,11 @@ def intervals_markdown(row: dict[str, Any]) -> str:
         for one in row["draws"]
     ]
     correlation = row["rank_correlation"]["js_and_auc"]
+    stated = "undefined, since they are all alike" if correlation is None else f"{correlation:.2f}"
     return "\n\n".join(
         [
             as_markdown(pd.DataFrame(by_divergence)),
-            f"Spearman's rank correlation of divergence and best AUC over {len(points)} intervals: {correlation:.2f}.",
+            f"Spearman's rank correlation of divergence and best AUC over {len(points)} intervals: {stated}.",
             as_markdown(pd.DataFrame(draws)),
         ]
     )

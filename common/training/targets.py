@@ -23,6 +23,10 @@ ANSWER_OPTIONS: dict[str, dict[str, Any]] = {"hamp": {"test_time": False}, "memg
 # The settings of the partition that weights depend on. `image_size` is not there where images have their official size.
 DATA_SETTINGS = ("members", "reference", "non_members", "image_size", "seed")
 
+# Those that say which points are scored. MemGuard's guard trains on no scored member. The reference images of a shadow model
+# have no scored point, and canaries are scored points.
+POOL_SETTINGS = ("fit", "known", "scored")
+
 
 class PostInference(nn.Module):
     """A defense that changes answers, not weights. Behind Diffence it is applied to the prediction that Diffence releases."""
@@ -54,11 +58,12 @@ def settings_of(run: Run, name: str) -> dict[str, Any]:
     It is written into the checkpoint, and compared before the checkpoint is used or overwritten.
     """
     config = run.config.as_dict()
+    of_data = DATA_SETTINGS + (POOL_SETTINGS if run.shadow or name == "memguard" else ())
     return {
         "dataset": run.dataset,
         "defense": name,
         "seed": run.seed,
-        "data": {key: config["data"][key] for key in DATA_SETTINGS if key in config["data"]},
+        "data": {key: config["data"][key] for key in of_data if key in config["data"]},
         "model": config["model"],
         "train": config["train"],
         "options": config["defenses"].get(name, {}) | ANSWER_OPTIONS.get(name, {}),
