@@ -44,6 +44,7 @@ def protected(**options: Any) -> ProtectedClassifier:
         "non_members": images(12, 2),
         "scenario": "1",
         "n": 4,
+        "seed": 0,
         "device": "cpu",
     } | options
     return protect(classifier(), unet(), **given)

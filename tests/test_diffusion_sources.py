@@ -81,7 +81,9 @@ def write_bad(folder: Path, kind: str) -> Path:
         save_model(folder)
         unet, scheduler = folder / "unet", folder / "scheduler" / "scheduler_config.json"
         config = json.loads(scheduler.read_text())
-        if kind == "damaged":
+        if kind == "cut config":
+            (unet / "config.json").write_text((unet / "config.json").read_text()[:100])
+        elif kind == "damaged":
             (unet / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
         elif kind == "unsafe weights":
             (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.bin")
@@ -109,6 +111,7 @@ def write_bad(folder: Path, kind: str) -> Path:
         ("labels", "wants a class label"),
         ("unknown size", "size of this network's images cannot be told.*--unet-size"),
         ("no folder of diffusers", "has no config.json"),
+        ("cut config", "config.json is damaged: copy or download it again"),
         ("damaged", "unet is damaged"),
         ("unsafe weights", "has no .safetensors"),
         ("no betas", "is of a ScoreSdeVeScheduler, which has no betas"),
@@ -125,7 +128,12 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize(
-    ("source", "sentence"), [("nowhere.pt", "is no file or folder here, nor"), (nn.Linear(1, 1), "a Linear is no UNet2DModel")]
+    ("source", "sentence"),
+    [
+        ("nowhere.pt", "is no file or folder here, nor"),
+        (".my_unet:load", "is no file or folder here, nor"),
+        (nn.Linear(1, 1), "a Linear is no UNet2DModel"),
+    ],
 )
 def test_what_is_not_there_is_refused(source: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):

@@ -19,7 +19,7 @@ from common.diffence.protect import ProtectedClassifier
 from common.diffence.select import Selector, fit_selector
 from common.errors import UserError
 from common.pair import Pair
-from common.protect import protect
+from common.protect import before_after, protect
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # TorchScript announces its end
 
@@ -48,7 +48,8 @@ def test_folders_loaders_and_tensors_are_one(tmp_path: Path) -> None:
 def test_files_that_are_no_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_images(tmp_path, images(12, 1))
     (folder / "zzz.png").write_bytes(b"no image")
-    assert protected(members=folder).selector == protected().selector
+    for batch in (256, 4):  # in batches of 4, the last one has no image
+        assert protected(members=folder, batch=batch).selector == protected(batch=batch).selector
     assert f"left out: {folder / 'zzz.png'} is damaged, or is no image." in capsys.readouterr().err
 
 
@@ -75,14 +76,28 @@ def test_refusals_of_images(tmp_path: Path) -> None:
         protected(scenario=1)
     with pytest.raises(UserError, match=r"images come as a folder, a tensor .* not as a ndarray"):
         protected(members=images(2).numpy())
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(SIZE), classifier())
+    with pytest.raises(UserError, match="images must be 40 x 56, not 10 x 12"):
+        protect(pooled, unet(), images(4, 1), images(4, 2), scenario="1", size=(40, 56), device="cpu")
+    for members in (images(4, 1), write_images(tmp_path / "some", images(4, 1))):
+        with pytest.raises(UserError, match="batch must be at least 1, not 0"):
+            protected(members=members, batch=0)
     with pytest.raises(UserError, match="is no folder"):
         protected(members=tmp_path / "nowhere")
+    (empty := tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no image files"):
-        protected(members=tmp_path)
-    write_images(tmp_path, images(1))
-    write_images(tmp_path, images(1, size=(4, 4)), "other{}.png")
+        protected(members=empty)
+    write_images(empty, images(1))
+    write_images(empty, images(1, size=(4, 4)), "other{}.png")
     with pytest.raises(UserError, match=r"is 4 x 4, others are 10 x 12: name the size"):
-        protected(members=tmp_path)
+        protected(members=empty)
+
+
+def test_the_user_s_generator_stays_as_it_is() -> None:
+    net, model = classifier(), unet()
+    before = torch.get_rng_state()
+    protect(net, model, images(4, 1), scenario="2", n=2, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # Classifiers of others
@@ -153,3 +168,15 @@ def test_classifiers_from_files_and_functions(tmp_path: Path, monkeypatch: pytes
         load_classifier(tmp_path / "weights.pt")
     with pytest.raises(UserError, match=r"'nowhere.pt' is no file here, and no module:function"):
         load_classifier("nowhere.pt")
+    for name in (":load", ".my_net:load"):
+        with pytest.raises(UserError, match=f"'{name}' is no module:function: write it as in"):
+            load_classifier(name)
+
+
+def test_fingerprints_tell_weights_apart() -> None:
+    """Of any type, a number without dimensions included."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).bfloat16()
+    before = before_after.fingerprint(net)
+    assert before_after.fingerprint(net) == before
+    dict(net.named_buffers())["1.num_batches_tracked"].add_(1)
+    assert before_after.fingerprint(net) != before

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Answer, Call, refusal
-from test_plug import images, write_images
+from diffusers import DDPMScheduler
+from plugged import images, write_images
 from torch import nn
 from torchvision.transforms import Normalize
 
@@ -31,13 +33,14 @@ COUNT = 36  # images of each side
 class Overconfident(nn.Module):
     """It is sure of bright first pixels, which the members of this test have, and returns three logits."""
 
-    def __init__(self) -> None:
+    def __init__(self, slope: int = 20) -> None:
         super().__init__()
+        self.slope = slope
         torch.manual_seed(2)
         self.linear = nn.Linear(3 * 8 * 8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x.flatten(1)) * (1 + 20 * x[:, :, :2, :2].mean((1, 2, 3)))[:, None]
+        return self.linear(x.flatten(1)) * (1 + self.slope * x[:, :, :2, :2].mean((1, 2, 3)))[:, None]
 
 
 def side_images(side: str) -> torch.Tensor:
@@ -47,13 +50,17 @@ def side_images(side: str) -> torch.Tensor:
     return x
 
 
+def export(net: nn.Module, path: Path) -> None:
+    batches = ({0: torch.export.Dim.AUTO},)
+    torch.export.save(torch.export.export(net.eval(), (images(2, size=SIZE),), dynamic_shapes=batches), path)
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier, a diffusion model, and a folder of images a class for members and for others."""
     folder = tmp_path_factory.mktemp("inputs")
     net = Overconfident().eval()
-    batches = ({0: torch.export.Dim.AUTO},)
-    torch.export.save(torch.export.export(net, (images(2, size=SIZE),), dynamic_shapes=batches), folder / "net.pt2")
+    export(net, folder / "net.pt2")
     torch.manual_seed(0)
     unet = build_unet(DDPM(channels=[8, 8], layers=1, attention=[], groups=4, dropout=0.0))
     unet.register_to_config(sample_size=8)
@@ -68,6 +75,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "NNOptions", lambda: NNOptions(nn_epochs=2))
+
+
+@pytest.fixture
+def logits_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows the logits takes seconds, and is left out."""
+    for name, made in (("audit", {}), ("read_pictures", {}), ("render", "")):
+        monkeypatch.setattr(before_after, name, lambda *_, made=made: made)
+    monkeypatch.setattr(ProtectedClassifier, "save_pretrained", lambda self, folder: None)
+    monkeypatch.setattr(page, "comparison_table", lambda rows: pd.DataFrame())
 
 
 def run(call: Call, inputs: Path, out: Path, *options: Any) -> Answer:
@@ -116,17 +132,16 @@ def test_what_it_writes_serves_with_the_interval_that_was_fitted(call: Call, inp
     assert run(call, inputs, out, "--scenario", "2").code == 0
     made = ProtectedClassifier.from_pretrained(out, device="cpu")
     sentences = json.loads((out / "audit.json").read_text())["sentences"]
-    assert any(f"{made.selector.low:.3f} to {made.selector.high:.3f}, was fitted on 12" in line for line in sentences)
+    interval = f"{made.selector.low:.3f} to {made.selector.high:.3f}"
+    assert any(line.endswith(f"{interval}, was fitted on 12 other members.") for line in sentences)
+    assert json.loads((out / "protected.json").read_text())["diffusion"]["seed"] > 1000  # random: nobody can guess the noise
     assert (made.selector.scenario, made.n, made.size, made.classes) == ("2", 3, SIZE, list(NAMES))
     answer = call(serve.main, out, out, "--images", inputs / "others", "--output", tmp_path / "p.csv", "--device", "cpu")
     assert f"{COUNT} predictions" in answer.out
 
 
+@pytest.mark.usefixtures("logits_only")
 def test_a_killed_run_continues(call: Call, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, made in (("audit", {}), ("read_pictures", {}), ("render", "")):  # what follows the logits takes seconds
-        monkeypatch.setattr(before_after, name, lambda *_, made=made: made)
-    monkeypatch.setattr(ProtectedClassifier, "save_pretrained", lambda self, folder: None)
-    monkeypatch.setattr(page, "comparison_table", lambda rows: pd.DataFrame())
     assert run(call, inputs, tmp_path / "whole").code == 0
     all_logits, drawn = ProtectedClassifier.all_logits, 0
 
@@ -158,8 +173,36 @@ def test_a_killed_run_continues(call: Call, inputs: Path, tmp_path: Path, monkey
     drawn = 0
     assert run(call, inputs, tmp_path / "cut", "--scenario", "3").code == 0  # another scenario needs no new candidates
     assert drawn == 0
-    assert run(call, inputs, tmp_path / "cut", "--t", 50).code == 0
+    DDPMScheduler(prediction_type="v_prediction").save_pretrained(inputs / "unet")
+    assert run(call, inputs, tmp_path / "cut").code == 0
+    (inputs / "unet" / "scheduler_config.json").unlink()
     assert drawn == 2 * COUNT
+    export(Overconfident(slope=5), tmp_path / "net.pt2")  # the same parameters, another constant
+    for path, total in ((inputs / "net.pt2", 4 * COUNT), (tmp_path / "net.pt2", 6 * COUNT)):
+        shutil.copy(path, tmp_path / "copy.pt2")
+        assert run(call, inputs, tmp_path / "cut", "--classifier", tmp_path / "copy.pt2").code == 0
+        assert drawn == total
+
+
+@pytest.mark.usefixtures("logits_only")
+def test_damaged_files_and_hidden_folders_are_left_out(
+    call: Call, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first file that is drawn is damaged, and alone in its shard."""
+    monkeypatch.setattr(before_after, "SHARD", 1)
+    members = shutil.copytree(inputs / "members", tmp_path / "members")
+    write_images(members / ".thumbnails", images(1, size=(3, 3)))
+    drawn = before_after.draw_files(members, list(NAMES), "members", 0).files
+    drawn[0].write_bytes(b"no image")
+    answer = run(call, inputs, tmp_path / "out", "--members", members)
+    assert answer.code == 0, answer.err
+    assert f"left out: {drawn[0]} is damaged" in answer.err
+    assert [len(outputs(tmp_path / "out", "before", side)[1]) for side in ("members", "non_members")] == [23, 24]
+    for path in drawn:
+        path.write_bytes(b"no image")
+    assert f"none of {COUNT} members, such as {drawn[0]}, is an image" in refusal(
+        run(call, inputs, tmp_path / "out", "--members", members)
+    )
 
 
 def test_normalisation_and_size_are_options(call: Call, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +212,9 @@ def test_normalisation_and_size_are_options(call: Call, inputs: Path, tmp_path: 
     )
     monkeypatch.syspath_prepend(tmp_path)
     statistics = ("--mean", 0.4, 0.5, 0.6, "--std", 0.1, 0.2, 0.3)
-    options = ("--classifier", "wide_net:load", "--size", 6, 10, *statistics, "--scenario", "average")
+    options = ("--classifier", "wide_net:load", "--size", 6, 10, *statistics, "--scenario", "average", "--fit", 0)
     assert run(call, inputs, tmp_path / "out", *options).code == 0
+    assert len(outputs(tmp_path / "out", "after", "members")[1]) == COUNT  # none is needed for an interval
     made = ProtectedClassifier.from_pretrained(tmp_path / "out", device="cpu")
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 10, 3))
@@ -182,10 +226,13 @@ def test_refusals(call: Call, inputs: Path, tmp_path: Path) -> None:
     def refused(*options: Any) -> str:
         return refusal(run(call, inputs, tmp_path / "out", *options))
 
+    assert "--known-fraction and --fpr must lie between 0 and 1" in refused("--fpr", 0)
+    assert not (tmp_path / "out").exists()
     assert "unknown scenario '5'" in refused("--scenario", "5")
     assert "leave 3 known and 3 scored" in refused("--fit", 30)
     assert f"--fit 500 leaves nothing to audit of {COUNT} images" in refused("--fit", 500)
     assert "--fit must be at least 1, not 0" in refused("--fit", 0)
+    assert "--fit must be at least 0, not -1" in refused("--fit", -1, "--scenario", "3")
     assert "--mean and --std belong together" in refused("--mean", 0, 0, 0)
     assert "--size takes H = W, or H and W" in refused("--size", 1, 2, 3)
     assert "the classifier fails on an image of 9 x 9" in refused("--size", 9)
@@ -200,12 +247,3 @@ def test_refusals(call: Call, inputs: Path, tmp_path: Path) -> None:
     both = ("--members", tmp_path / "four", "--non-members", tmp_path / "other")
     assert "has 1 folders and the classifier 3 outputs" in refused(*both)
     assert "is no file here" in refused("--classifier", "nowhere.pt2")
-
-
-def test_fingerprints_tell_weights_apart() -> None:
-    """Of any type, a number without dimensions included."""
-    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).bfloat16()
-    before = before_after.fingerprint(net)
-    assert before_after.fingerprint(net) == before
-    dict(net.named_buffers())["1.num_batches_tracked"].add_(1)
-    assert before_after.fingerprint(net) != before

@@ -1,9 +1,11 @@
 """A protected classifier is saved and loaded with the same answers, without its key, and shared by threads."""
 
 import copy
+import json
 import secrets
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +40,18 @@ def test_answers_are_the_same_after_a_restart(tmp_path: Path, key: bytes | None,
     loaded.save_pretrained(tmp_path / "again")
     again = ProtectedClassifier.from_pretrained(tmp_path / "again", key, device="cpu")
     assert torch.equal(again(x), answers)
+
+
+def test_nobody_can_guess_the_noise() -> None:
+    """Without a key it is another one in each module, unless a seed is named. With a key it comes from the key alone."""
+
+    def noise(**options: Any) -> torch.Tensor:
+        reconstruct: Any = protect(classifier(), unet(), size=SIZE, n=1, device="cpu", **options).reconstruct
+        return reconstruct.noise(torch.Size([3, *SIZE]), torch.arange(2), torch.zeros(2, dtype=torch.int64))
+
+    assert not torch.equal(noise(), noise())
+    assert torch.equal(noise(seed=0), noise(seed=0))
+    assert torch.equal(noise(key=b"secret"), noise(key=b"secret"))
 
 
 def test_the_key_is_in_no_file_and_no_text(tmp_path: Path) -> None:
@@ -83,6 +97,11 @@ def test_what_cannot_be_saved_is_passed_again(tmp_path: Path) -> None:
 
 def test_refusals_of_folders_and_sizes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no protected classifier: make one with"):
+        ProtectedClassifier.from_pretrained(tmp_path)
+    protected().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "protected.json").read_text())
+    (tmp_path / "protected.json").write_text(json.dumps(content | {"format": 2}))
+    with pytest.raises(UserError, match="was saved by another version: protect the classifier again"):
         ProtectedClassifier.from_pretrained(tmp_path)
     made = protect(classifier(), unet(), n=1, device="cpu")
     with pytest.raises(UserError, match=r"images of one size: pass size=\(H, W\)"):

@@ -44,8 +44,7 @@ def audit(files: dict[str, Path], known_fraction: float, fpr: float, seed: int, 
     of each side that the attacker knows. TPR is reported at `fpr`. Both lie in (0, 1). Raises UserError for files or numbers
     that do not fit.
     """
-    if not 0 < known_fraction < 1 or not 0 < fpr < 1:
-        raise UserError(f"--known-fraction and --fpr must lie between 0 and 1, both excluded, not {known_fraction} and {fpr}.")
+    check_fractions(known_fraction, fpr)
     paths = Pair(files["members"], files["non_members"])
     loaded = paths.map(load_outputs)
     check_sides(loaded, paths)
@@ -64,6 +63,12 @@ def audit(files: dict[str, Path], known_fraction: float, fpr: float, seed: int, 
     row |= {"summary": summary(row), "warnings": warnings(row)}
     write_report(out, row, scores, outputs.map(Outputs.take, pools.scored))
     return row
+
+
+def check_fractions(known_fraction: float, fpr: float) -> None:
+    """Raise UserError unless both lie in (0, 1)."""
+    if not 0 < known_fraction < 1 or not 0 < fpr < 1:
+        raise UserError(f"--known-fraction and --fpr must lie between 0 and 1, both excluded, not {known_fraction} and {fpr}.")
 
 
 def check_sides(loaded: Pair[LoadedOutputs], files: Pair[Path]) -> None:

@@ -36,11 +36,12 @@ class ProtectedClassifier(nn.Module):
 
     Threads may share a module: no two queries get the same number.
 
-    Without a key each image is a new query with new noise, unless the caller passes `queries`. With a key the noise comes from
-    a keyed hash of the image. An image then has the same answer, up to rounding, in any batch, at any time and after a restart.
-    The distribution of the answer is the same as without a key. The hash compares images at 8 bits a channel: a change below
-    half a grey level gets the same noise, and a change of one grey level in one pixel gets fresh noise. A service must keep its
-    key secret, because whoever knows the key can compute the noise.
+    Without a key each image is a new query with new noise, unless the caller passes `queries`. The noise comes from the query
+    and the seed of the reconstructor. With a key the noise comes from a keyed hash of the image. An image then has the same
+    answer, up to rounding, in any batch, at any time and after a restart. The distribution of the answer is the same as without
+    a key. The hash compares images at 8 bits a channel: a change below half a grey level gets the same noise, and a change of
+    one grey level in one pixel gets fresh noise. A service must keep its key secret, or its seed if it has no key, because
+    whoever knows it can compute the noise.
 
     The time of an answer shows how many candidates were drawn, and members need other numbers of candidates than non-members
     (common/experiments/repeated_queries.py measures this). A service whose time can be measured draws all candidates at once,
@@ -87,9 +88,7 @@ class ProtectedClassifier(nn.Module):
         Raises UserError for other images than [B, 3, H, W] in [0, 1], for another number of queries than images, and where the
         classifier returns NaN or infinite logits.
         """
-        check_images(images)
-        if self.size is not None and images.shape[-2:] != self.size:
-            raise UserError(f"images must be {self.size[0]} x {self.size[1]}, not {images.shape[-2]} x {images.shape[-1]}.")
+        self._check(images)
         if queries is None and self.key is not None:
             queries = image_keys(images, self.key)
         elif queries is None:
@@ -105,7 +104,7 @@ class ProtectedClassifier(nn.Module):
     @torch.inference_mode()
     def all_logits(self, images: torch.Tensor, queries: torch.Tensor) -> CandidateLogits:
         """The classifier's logits on images [B, 3, H, W] and on all n candidates of each, on which an interval is fitted."""
-        check_images(images)
+        self._check(images)
         return CandidateLogits(self._logits(images).cpu().numpy(), self._all_candidates(images, queries))
 
     def save_pretrained(self, folder: str | Path, with_classifier: bool = True) -> None:
@@ -142,6 +141,12 @@ class ProtectedClassifier(nn.Module):
             raise UserError(f"{folder} was saved with{'' if key is None else 'out'} a key for stable answers: {wanted}.")
         size = settings.pop("size")
         return cls(*parts[:3], **settings, key=key, size=None if size is None else tuple(size))
+
+    def _check(self, images: torch.Tensor) -> None:
+        """Raise UserError for other images than [B, 3, H, W] in [0, 1], and for those of another size than the module's."""
+        check_images(images)
+        if self.size is not None and images.shape[-2:] != self.size:
+            raise UserError(f"images must be {self.size[0]} x {self.size[1]}, not {images.shape[-2]} x {images.shape[-1]}.")
 
     def _release_average(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
         """The average over all n candidates."""

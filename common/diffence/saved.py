@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.files import read_json, write_json
 
 SETTINGS = "protected.json"
+FORMAT = 1  # of the folder
 
 
 def write_parts(
@@ -47,7 +48,7 @@ def write_parts(
         facts = save_classifier(classifier, folder, settings["size"])
     interval = [selector.low, selector.high] if np.isfinite(selector.low) else None
     content = {
-        "format": 1,
+        "format": FORMAT,
         "torch": torch.__version__,
         "scenario": selector.scenario,
         "interval": interval,
@@ -88,7 +89,10 @@ def read_parts(
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The content of protected.json. Raises UserError where it is missing or damaged."""
+    """The content of protected.json. Raises UserError where it is missing, damaged, or of another format."""
     if not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} holds no protected classifier: make one with python -m common.protect, or save_pretrained.")
-    return read_json(folder / SETTINGS, "python -m common.protect")
+    content = read_json(folder / SETTINGS, "python -m common.protect")
+    if content.get("format") != FORMAT:
+        raise UserError(f"{folder} was saved by another version: protect the classifier again.")
+    return content

@@ -21,6 +21,7 @@ from common.diffence.reconstruct import PREDICTIONS, DiffusionModel, alpha_bars,
 from common.errors import UserError, check_name
 
 SCHEDULER = "scheduler_config.json"
+FUNCTION = r"\w+(\.\w+)*:\w+"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def load_folder(name: str, size: int | None) -> DiffusionModel:
         )
     if not list(where.glob("*.safetensors")):
         raise UserError(f"{where} has no .safetensors: save the network again with UNet2DModel.save_pretrained.")
-    made_by = json.loads((where / "config.json").read_text()).get("_class_name", "UNet2DModel")
+    made_by = read_config(where / "config.json").get("_class_name", "UNet2DModel")
     if made_by != "UNet2DModel":
         raise UserError(f"{where} holds a {made_by}: only unconditional networks of images serve here, that is, a UNet2DModel.")
     try:
@@ -85,10 +86,7 @@ def load_folder(name: str, size: int | None) -> DiffusionModel:
 
 def load_scheduler(path: Path) -> Any:
     """The betas and the prediction type of a scheduler's JSON file, whichever scheduler of diffusers wrote it."""
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: copy or download it again.") from error
+    config = read_config(path)
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         raise UserError(
             f"{path} is of a {config.get('_class_name')}, which has no betas: write an `edm_model` for its network."
@@ -98,6 +96,14 @@ def load_scheduler(path: Path) -> Any:
         return DDPMScheduler.from_config(config)
     except NotImplementedError as error:
         raise UserError(f"{path}: {str(error).split(' for ')[0]}.") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that diffusers wrote. Raises UserError where it is damaged."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: copy or download it again.") from error
 
 
 def load_hub(name: str, size: int | None) -> DiffusionModel:
@@ -136,6 +142,8 @@ def load_function(name: str, size: int | None) -> DiffusionModel:
 
 def call_function(name: str) -> Any:
     """Import `module:function` and call it without arguments. Raises UserError where there is no such function."""
+    if not re.fullmatch(FUNCTION, name):
+        raise UserError(f"'{name}' is no module:function: write it as in my_models:load.")
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
@@ -150,7 +158,7 @@ def call_function(name: str) -> Any:
 KINDS = {
     "folder": Kind(lambda name: Path(name).is_dir(), load_folder),
     "checkpoint": Kind(lambda name: Path(name).is_file(), load_file_of_weights),
-    "function": Kind(lambda name: re.fullmatch(r"[\w.]+:\w+", name) is not None, load_function),
+    "function": Kind(lambda name: re.fullmatch(FUNCTION, name) is not None, load_function),
     "hub": Kind(lambda name: re.fullmatch(r"[\w-]+/[\w.-]+", name) is not None, load_hub),
 }
 

@@ -6,6 +6,8 @@
 --members and --non-members are folders with one folder of images for each class: images that the classifier was trained on, and
 others from the same source that it never saw. The folder that is first in the alphabet is output 0, and so on. Part of each
 side, drawn at random, is for fitting the interval of scenario 1 or 2; the rest is audited, without Diffence and with it.
+Scenarios 3 and average fit nothing. By default their audit leaves out the same part, so that all scenarios are audited on the
+same images; --fit 0 audits that part too.
 
 The folder --out gets the protected classifier (serve it with `python -m common.serve`), audit.html with both audits in two
 columns, audit.json, and the logits of all images and candidates, so that a killed run continues where it was.
@@ -47,12 +49,15 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     parser.add_argument("--std", type=float, nargs=3, metavar="X", help="the same: the standard deviations")
     parser.add_argument("--unet-size", type=int, metavar="INT", help="H = W of the diffusion model, if its files do not say")
     parser.add_argument(
-        "--fit", type=int, metavar="INT", help="images a side for the interval (default: a third, at most 1,000)"
+        "--fit",
+        type=int,
+        metavar="INT",
+        help="images a side that fit the interval and are not audited (default: a third, at most 1,000)",
     )
     parser.add_argument("--audit", type=int, metavar="INT", help="images a side to audit (default: the rest, at most 3,000)")
     parser.add_argument("--known-fraction", type=float, default=0.5, metavar="X", help="as in common.audit (default: 0.5)")
     parser.add_argument("--fpr", type=float, default=0.001, metavar="X", help="as in common.audit (default: 0.001)")
-    parser.add_argument("--seed", type=int, default=0, metavar="INT", help="of the draw of images and of noise (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="INT", help="of the audit: its images and noise (default: 0)")
     parser.add_argument("--batch", type=int, default=256, metavar="INT", help="candidates computed together (default: 256)")
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default: auto)")
     options = parser.parse_args(arguments)

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from torchvision.transforms import Normalize
 from tqdm import tqdm
 
-from common.audit.audit import audit, draw_pools, read_pictures
+from common.audit.audit import audit, check_fractions, draw_pools, read_pictures
 from common.audit.page import render
 from common.data.folder import class_names, list_images, read_image
 from common.diffence.candidates import query_ids
@@ -22,9 +23,9 @@ from common.diffence.classifiers import load_classifier, normalised
 from common.diffence.protect import ProtectedClassifier
 from common.diffence.select import ORIGINAL, CandidateLogits, Selector, fit_selector
 from common.errors import UserError
-from common.files import cached_arrays, make_folder, write_arrays, write_json, write_text
+from common.files import cached_arrays, make_folder, sha256, write_arrays, write_json, write_text
 from common.pair import SIDES, Pair
-from common.protect.plug import load_reconstructor, probe, read_files
+from common.protect.plug import load_reconstructor, probe, read_files, secret_seed
 from common.run import pick_device
 from common.seeds import derive_seed
 
@@ -64,6 +65,7 @@ def protect_and_audit(options: argparse.Namespace) -> tuple[dict[str, dict[str, 
 
     Raises UserError, in one sentence, for what does not fit. The quick checks come before anything slow.
     """
+    check_fractions(options.known_fraction, options.fpr)
     folders = Pair(options.members, options.non_members)
     names = class_names(folders.members)
     if folders.members.resolve() == folders.non_members.resolve():
@@ -75,21 +77,24 @@ def protect_and_audit(options: argparse.Namespace) -> tuple[dict[str, dict[str, 
         raise UserError(f"--fit {fit} leaves nothing to audit of {fewest} images: take a smaller number.")
     audited = options.audit if options.audit is not None else MAX_AUDIT
     sides = sides.map(lambda side: LabelledFiles(side.files[: fit + audited], side.labels[: fit + audited]))
-    if fit < 1:
-        raise UserError(f"--fit must be at least 1, not {fit}: {len(sides.members.files)} members are too few.")
+    least = 1 if options.scenario in ("1", "2") else 0  # the others fit nothing
+    if fit < least:
+        raise UserError(f"--fit must be at least {least}, not {fit}: {len(sides.members.files)} members are too few.")
     draw_pools(sides.map(lambda side: len(side.files) - fit), options.known_fraction, options.seed)  # raises for too few
     make_folder(options.out)
-    protected, device = load_parts(options, sides.members.files[0])
+    protected, device = load_parts(options, sides.members.files)
     classes = probe(protected, device)
     if classes != len(names):
         raise UserError(
             f"{folders.members} has {len(names)} folders and the classifier {classes} outputs: make a folder for each class, "
             "whose names are in the order of the outputs, empty where there are no images."
         )
+    protected.classes = names
     answers = sides.map(lambda files, side: collect(protected, files, side, options, device), Pair(*SIDES))
     of_fit = answers.map(lambda side: side.take(slice(fit)).logits)
     protected.selector = selector = fit_selector(options.scenario, of_fit)
-    protected.classes = names
+    reconstruct: Any = protected.reconstruct
+    reconstruct.seed = secret_seed()  # everybody can guess that of the audit
     protected.save_pretrained(options.out)
     rest = answers.map(lambda side: side.take(slice(fit, None)))
     released = {
@@ -110,14 +115,15 @@ def draw_files(folder: Path, names: list[str], side: str, seed: int) -> Labelled
     unknown = sorted(set(class_names(folder)) - set(names))
     if unknown:
         raise UserError(f"{folder} has a folder {unknown[0]}, which the members' folder lacks: both need the same classes.")
-    files = [path for path in list_images(folder) if path.parent != folder]
-    labels = np.array([names.index(path.relative_to(folder).parts[0]) for path in files], dtype=np.int64)
+    classes = {path: path.relative_to(folder).parts[0] for path in list_images(folder)}
+    files = [path for path, name in classes.items() if name in names]  # hidden folders are none, such as those of thumbnails
+    labels = np.array([names.index(classes[path]) for path in files], dtype=np.int64)
     order = np.random.default_rng(derive_seed("protect", side, seed)).permutation(len(files))
     return LabelledFiles([files[i] for i in order], labels[order])
 
 
-def load_parts(options: argparse.Namespace, first: Path) -> tuple[ProtectedClassifier, torch.device]:
-    """The classifier and the diffusion model around each other, without an interval yet. `first` is an image."""
+def load_parts(options: argparse.Namespace, files: list[Path]) -> tuple[ProtectedClassifier, torch.device]:
+    """The classifier and the diffusion model around each other, without an interval yet. The size may be that of the files."""
     device = pick_device(options.device)
     if (options.mean is None) != (options.std is None):
         raise UserError("--mean and --std belong together: name both, or neither.")
@@ -126,9 +132,18 @@ def load_parts(options: argparse.Namespace, first: Path) -> tuple[ProtectedClass
     transform = None if options.mean is None else Normalize(options.mean, options.std)
     net = normalised(load_classifier(options.classifier, device), transform).to(device)
     reconstruct = load_reconstructor(options.unet, options.t, options.seed, device, options.unet_size)
-    size = options.size or read_image(first).shape[-2:]
+    size = options.size or size_of_first(files)
     selector = Selector(options.scenario)
     return ProtectedClassifier(net, reconstruct, selector, options.n, batch=options.batch, size=(size[0], size[-1])), device
+
+
+def size_of_first(files: list[Path]) -> tuple[int, int]:
+    """(H, W) of the first file that is an image. Raises UserError where none is."""
+    for path in files:
+        with suppress(UserError):  # which is shown when the file is read again
+            height, width = read_image(path).shape[-2:]
+            return height, width
+    raise UserError(f"none of {len(files)} members, such as {files[0]}, is an image: name a folder of image files.")
 
 
 def collect(
@@ -136,9 +151,13 @@ def collect(
 ) -> Answers:
     """The answers of a side. They are stored in files of SHARD images, and those that are stored already are read."""
     reconstruct: Any = protected.reconstruct
+    classes = len(protected.classes or ())
+    file = Path(options.classifier)
+    program = sha256(file) if file.is_file() else None  # its constants are not among the parameters
+    process = [reconstruct.prediction, reconstruct.alpha_bar[options.t]]
     settings = {
-        "classifier": [options.classifier, fingerprint(protected.classifier)],
-        "unet": [options.unet, fingerprint(reconstruct), options.t, options.seed, list(reconstruct.model.size or ())],
+        "classifier": [options.classifier, fingerprint(protected.classifier), program],
+        "unet": [options.unet, fingerprint(reconstruct), *process, options.t, options.seed, list(reconstruct.model.size or ())],
         "n": options.n,
         "size": list(protected.size or ()),
     }
@@ -149,8 +168,12 @@ def collect(
 
         def compute() -> dict[str, np.ndarray]:
             positions, images = read_files(files, protected.size)
+            labels = side.labels[start : start + SHARD][positions]
+            if not positions:
+                none = np.zeros((0, protected.n, classes), np.float32)
+                return {"original": none[:, 0], "candidates": none, "labels": labels}
             logits = protected.all_logits(images.to(device), query_ids(name, [start + position for position in positions]))
-            return {**vars(logits), "labels": side.labels[start : start + SHARD][positions]}
+            return {**vars(logits), "labels": labels}
 
         return cached_arrays(options.out / "logits" / f"{name}_{start:06d}.npz", {**settings, "files": states}, compute)
 
@@ -202,8 +225,9 @@ def describe(
         "average, when they are drawn one by one.",
     ]
     if np.isfinite(selector.low):
+        fitted_on = "members" if selector.scenario == "2" else "images of each side"
         sentences.append(
-            f"The interval of phi, {selector.low:.3f} to {selector.high:.3f}, was fitted on {fit:,} other images of each side."
+            f"The interval of phi, {selector.low:.3f} to {selector.high:.3f}, was fitted on {fit:,} other {fitted_on}."
         )
     if selector.scenario != "average":
         sentences.append(

@@ -1,5 +1,6 @@
 """A classifier, a diffusion model and some images become a ProtectedClassifier."""
 
+import secrets
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -41,7 +42,7 @@ def protect(
     key: bytes | None = None,
     draws: int = 1,
     batch: int = 256,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
 ) -> ProtectedClassifier:
     """Put Diffence before a classifier, and fit the interval of scenario 1 or 2 (paper Section III-B2).
@@ -54,6 +55,8 @@ def protect(
         of the first image.
     transform: the normalisation, if it is not inside the classifier (`normalised`).
     t, n, key, draws, batch: as in DiffusionReconstructor and ProtectedClassifier. device: auto, cpu or cuda.
+    seed: of the noise, for experiments that are to be repeated. By default nobody can guess the noise: without a key the seed
+        is drawn at random, and with a key it is 0.
 
     Shows a progress bar. Raises UserError, in one sentence, for what does not fit.
     """
@@ -65,7 +68,10 @@ def protect(
             raise UserError(f"scenario {scenario} needs {name.replace('_', '-')}: pass {name}, or take scenario 3.")
     place = pick_device(device)
     net = normalised(load_classifier(classifier, place), transform).to(place)
+    if seed is None:
+        seed = secret_seed() if key is None else 0
     reconstruct = load_reconstructor(unet, t, seed, place)
+    protected = ProtectedClassifier(net, reconstruct, Selector(scenario), n, draws, batch, key)
     wanted = as_size(size) or crop_size(transform)
     batches = {name: read_batches(images, wanted, batch) for name, images in given.items() if images is not None}
     for name in batches:
@@ -73,7 +79,7 @@ def protect(
         if first is None:
             raise UserError(f"there are no {name.replace('_', '-')}: pass at least one image.")
         wanted, batches[name] = wanted or (first.shape[-2], first.shape[-1]), chain([first], batches[name])
-    protected = ProtectedClassifier(net, reconstruct, Selector(scenario), n, draws, batch, key, wanted)
+    protected.size = wanted
     if wanted is not None:
         probe(protected, place)
     fit = {name: collect(protected, name, batches[name], place) for name in needed}
@@ -88,9 +94,10 @@ def probe(protected: ProtectedClassifier, device: torch.device) -> int:
     Raises UserError where the classifier cannot take an image of its size, and where it returns probabilities.
     """
     height, width = protected.size or (0, 0)
+    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))  # the user's generator stays as it is
     try:
         with torch.inference_mode():
-            logits = protected.classifier(torch.rand(1, 3, height, width, device=device))
+            logits = protected.classifier(image.to(device))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
@@ -100,6 +107,11 @@ def probe(protected: ProtectedClassifier, device: torch.device) -> int:
     if (logits >= 0).all() and abs(logits.sum().item() - 1) < 1e-5:
         raise UserError("the classifier returns probabilities, which sum to 1: leave out its softmax, for logits.")
     return logits.shape[1]
+
+
+def secret_seed() -> int:
+    """A seed of noise that nobody can guess."""
+    return secrets.randbits(62)
 
 
 def load_reconstructor(unet: Any, t: int, seed: int, device: torch.device, size: int | None = None) -> DiffusionReconstructor:
@@ -118,8 +130,9 @@ def read_batches(images: Any, size: tuple[int, int] | None, batch: int) -> Itera
     if isinstance(images, str | Path):
         files = list_images(Path(images))
         for start in range(0, len(files), batch):
-            _, batch_images = read_files(files[start : start + batch], size)
-            yield batch_images
+            positions, batch_images = read_files(files[start : start + batch], size)
+            if positions:
+                yield batch_images
     elif torch.is_tensor(images):
         yield from images.split(batch)
     else:
@@ -133,10 +146,7 @@ def read_batches(images: Any, size: tuple[int, int] | None, batch: int) -> Itera
 
 
 def read_files(files: list[Path], size: tuple[int, int] | None) -> tuple[list[int], torch.Tensor]:
-    """Which of the files are images, and these images [b, 3, H, W].
-
-    Raises UserError where their sizes differ, or where none is an image.
-    """
+    """Which of the files are images, and these images [b, 3, H, W], b >= 0. Raises UserError where their sizes differ."""
     positions: list[int] = []
     images: list[torch.Tensor] = []
     for position, path in enumerate(files):
@@ -152,9 +162,7 @@ def read_files(files: list[Path], size: tuple[int, int] | None) -> tuple[list[in
             )
         positions.append(position)
         images.append(image)
-    if not images:
-        raise UserError(f"none of {len(files)} files from {files[0]} on is an image.")
-    return positions, torch.stack(images)
+    return positions, torch.stack(images) if images else torch.empty(0, 3, *(size or (0, 0)))
 
 
 def collect(
