@@ -58,15 +58,15 @@ def settings_of(run: Run, name: str) -> dict[str, Any]:
     It is written into the checkpoint, and compared before the checkpoint is used or overwritten.
     """
     config = run.config.as_dict()
-    of_data = DATA_SETTINGS + (POOL_SETTINGS if run.shadow or name == "memguard" else ())
     return {
         "dataset": run.dataset,
         "defense": name,
         "seed": run.seed,
-        "data": {key: config["data"][key] for key in of_data if key in config["data"]},
+        "data": {key: config["data"][key] for key in DATA_SETTINGS if key in config["data"]},
         "model": config["model"],
         "train": config["train"],
         "options": config["defenses"].get(name, {}) | ANSWER_OPTIONS.get(name, {}),
+        **({"pools": {key: config["data"][key] for key in POOL_SETTINGS}} if run.shadow or name == "memguard" else {}),
         **({"shadow": list(run.shadow)} if run.shadow else {}),
         **({"canaries": run.config.data.canaries} if run.shadow and run.config.data.canaries else {}),
     }
