@@ -189,7 +189,6 @@ NOT_MEASURED_YET = {
     "AdvReg alone protects well",
     "Averaged predictions of a stronger diffusion model are more accurate",
     "The more candidates and the more noise, the better the protection",
-    "A query of Diffence costs less than a query of MemGuard",
 }  # take a claim out when its rows are committed
 
 

@@ -67,6 +67,18 @@ def test_how_far_above_the_gap_floor_the_five_stay_in_scenario_1() -> None:
     assert all(best(generated[defense, "1"]).above_floor > 0.03 for defense in ("undefended", "selena", "advreg", "hamp"))
 
 
+def test_what_the_remark_on_memguards_queries_says() -> None:
+    rows = (
+        json.loads((ROOT / f"results/synthetic/{SMALL}/overhead-{name}-batch50-100images.json").read_text())
+        for name in ("undefended", "memguard")
+    )
+    undefended, memguard = (
+        {one["scenario"]: one["wall_ms"]["mean"] for one in row["answers"] if one["batch"] == 50 and one["draws_at_once"] != 10}
+        for row in rows
+    )
+    assert undefended["3"] < memguard[None] < min(undefended["1"], undefended["2"])
+
+
 def test_what_remarks_on_claims_say_of_confidences_and_accuracy() -> None:
     """ECE and NLL under Diffence, and what SELENA and DP-SGD cost on CIFAR-10."""
     ece_rises: dict[str, float] = {}

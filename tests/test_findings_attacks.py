@@ -168,7 +168,7 @@ def test_diffence_protects_random_members_and_no_canaries() -> None:
         assert found(row, "canaries", "0.01")["knowing"] > 0.9
         assert canaries["kept"]["members"] < 0.4 and canaries["kept"]["non_members"] > 0.7
         assert canaries["no_match"]["members"] > 0.2 and canaries["no_match"]["non_members"] < 0.05
-    assert (min(behind), max(behind), min(five), max(five)) == (0.77, 0.81, 0.69, 0.74)
+    assert (min(behind), max(behind), min(five), max(five)) == (0.78, 0.81, 0.69, 0.74)
 
 
 def test_what_the_fallback_reorder_does_for_canaries() -> None:
