@@ -63,6 +63,7 @@ def test_files_of_another_size_are_resized_and_cropped(tmp_path: Path) -> None:
     assert (middle > 0.9).float().mean() >= 0.8
     assert read_image(path).shape == (3, 20, 60)
     assert protect(classifier(), unet(), tmp_path, size=SIZE, device="cpu").size == SIZE
+    assert protect(classifier(), unet(), size=list(SIZE), device="cpu").size == SIZE  # type: ignore[arg-type]
 
 
 def test_refusals_of_images(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def save_classifier(classifier: nn.Module, folder: Path, size: tuple[int, int]) 
         batches = ({0: torch.export.Dim.AUTO},)
         with torch.no_grad():  # on the CPU, so that the program is not bound to a GPU
             on_cpu = copy.deepcopy(classifier).cpu()
-            program = torch.export.export(on_cpu, (torch.rand(2, 3, *size),), dynamic_shapes=batches)
+            program = torch.export.export(on_cpu, (torch.zeros(2, 3, *size),), dynamic_shapes=batches)
     except Exception as error:  # of torch.export, of torch.fx and of sympy, according to what it cannot follow
         raise UserError(
             f"torch.export cannot follow the classifier ({type(error).__name__}): save without it, by "

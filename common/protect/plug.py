@@ -122,7 +122,10 @@ def load_reconstructor(unet: Any, t: int, seed: int, device: torch.device, size:
 
 def as_size(size: Size | None) -> tuple[int, int] | None:
     """(H, W) of a size, which may be H = W."""
-    return (size, size) if isinstance(size, int) else size
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def read_batches(images: Any, size: tuple[int, int] | None, batch: int) -> Iterator[torch.Tensor]:
