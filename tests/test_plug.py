@@ -79,7 +79,7 @@ def test_refusals_of_images(tmp_path: Path) -> None:
         protected(members=images(2).numpy())
     pooled = nn.Sequential(nn.AdaptiveAvgPool2d(SIZE), classifier())
     with pytest.raises(UserError, match="images must be 40 x 56, not 10 x 12"):
-        protect(pooled, unet(), images(4, 1), images(4, 2), scenario="1", size=(40, 56), device="cpu")
+        protect(pooled, unet(), images(4, 1), images(4, 2), scenario="1", size=(40, 56), seed=0, device="cpu")
     for members in (images(4, 1), write_images(tmp_path / "some", images(4, 1))):
         with pytest.raises(UserError, match="batch must be at least 1, not 0"):
             protected(members=members, batch=0)
@@ -97,7 +97,7 @@ def test_refusals_of_images(tmp_path: Path) -> None:
 def test_the_user_s_generator_stays_as_it_is() -> None:
     net, model = classifier(), unet()
     before = torch.get_rng_state()
-    protect(net, model, images(4, 1), scenario="2", n=2, device="cpu")
+    protect(net, model, images(4, 1), scenario="2", n=2, seed=0, device="cpu")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -109,7 +109,7 @@ def test_a_torchvision_classifier_with_its_weights_transform() -> None:
     transform = ResNet18_Weights.DEFAULT.transforms()
     torch.manual_seed(0)
     bare = resnet18(num_classes=4)
-    made = protect(bare, unet(), transform=transform, n=2, device="cpu")
+    made = protect(bare, unet(), transform=transform, n=2, seed=0, device="cpu")
     assert made.size == (224, 224)
     x = images(2, size=(40, 56))
     free = ProtectedClassifier(made.classifier, made.reconstruct, Selector("3"), 2)
@@ -125,7 +125,7 @@ def test_a_timm_classifier() -> None:
     bare = timm.create_model("resnet10t", num_classes=4)
     config = bare.default_cfg
     x = images(3, size=(40, 56))
-    made = protect(bare, unet(), transform=Normalize(config["mean"], config["std"]), n=2, device="cpu")
+    made = protect(bare, unet(), transform=Normalize(config["mean"], config["std"]), n=2, seed=0, device="cpu")
     assert not bare.training
     assert torch.equal(made(x).argmax(1), bare(Normalize(config["mean"], config["std"])(x)).argmax(1))
 
@@ -148,7 +148,7 @@ class Tuple(nn.Module):
 @pytest.mark.parametrize(("bad", "returned"), [(Tuple(), "a tuple"), (nn.Identity(), r"the shape \[2, 3, 10, 12\]")])
 def test_a_classifier_must_return_logits(bad: nn.Module, returned: str) -> None:
     with pytest.raises(UserError, match=rf"must return logits of the shape \[B, C\], not {returned}"):
-        protect(bad, unet(), n=1, device="cpu")(images(2))
+        protect(bad, unet(), n=1, seed=0, device="cpu")(images(2))
 
 
 def test_a_classifier_that_returns_probabilities_is_refused() -> None:

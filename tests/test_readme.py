@@ -165,6 +165,7 @@ def tiny_pipeline(folder: Path) -> None:
 def test_the_ten_lines_of_the_readme_protect_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they stand, around a stand-in for the hub; the folder that they write serves."""
     block = python_block("README.md", "protect(")
+    monkeypatch.setattr("common.protect.plug.secret_seed", lambda: 0)  # so that each run of this test is the same
     monkeypatch.chdir(tmp_path)
     tiny_pipeline(tmp_path / "hub")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(tmp_path / "hub"))
@@ -186,6 +187,7 @@ def test_the_ten_lines_of_the_readme_protect_a_classifier(tmp_path: Path, monkey
 def test_the_lines_of_the_serving_page_protect_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All its blocks one after the other."""
     blocks = fenced("docs/serve.md", "python")
+    monkeypatch.setattr("common.protect.plug.secret_seed", lambda: 0)  # so that each run of this test is the same
     monkeypatch.chdir(tmp_path)
     tiny_pipeline(tmp_path / "unet")
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5)).requires_grad_(False)

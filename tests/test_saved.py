@@ -28,7 +28,9 @@ def test_answers_are_the_same_after_a_restart(tmp_path: Path, key: bytes | None,
     net = classifier()
     source = torch.jit.trace(net, images(1)) if kind == "TorchScript" else net
     transform = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)) if kind == "normalised" else None
-    made = protect(source, unet(), images(12, 1), images(12, 2), scenario="1", n=4, key=key, transform=transform, device="cpu")
+    made = protect(
+        source, unet(), images(12, 1), images(12, 2), scenario="1", n=4, key=key, transform=transform, seed=0, device="cpu"
+    )
     x = images(7, 3)
     made.save_pretrained(tmp_path)
     loaded = ProtectedClassifier.from_pretrained(tmp_path, key, device="cpu")
@@ -81,7 +83,7 @@ def test_what_cannot_be_saved_is_passed_again(tmp_path: Path) -> None:
     def denoiser(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return 0.9 * x
 
-    made = protect(Branching(), edm_model(denoiser, 8), size=SIZE, n=2, device="cpu")
+    made = protect(Branching(), edm_model(denoiser, 8), size=SIZE, n=2, seed=0, device="cpu")
     with pytest.raises(UserError, match=r"torch.export cannot follow the classifier .*with_classifier=False") as caught:
         made.save_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
@@ -103,7 +105,7 @@ def test_refusals_of_folders_and_sizes(tmp_path: Path) -> None:
     (tmp_path / "protected.json").write_text(json.dumps(content | {"format": 2}))
     with pytest.raises(UserError, match="was saved by another version: protect the classifier again"):
         ProtectedClassifier.from_pretrained(tmp_path)
-    made = protect(classifier(), unet(), n=1, device="cpu")
+    made = protect(classifier(), unet(), n=1, seed=0, device="cpu")
     with pytest.raises(UserError, match=r"images of one size: pass size=\(H, W\)"):
         made.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="images must be 10 x 12, not 8 x 8"):
