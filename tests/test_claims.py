@@ -8,7 +8,7 @@ from conftest import ROOT
 from common.report import claim_rules as rules
 from common.report import experiment_rules
 from common.report.claim_rules import Evidence, Results
-from common.report.claims import CLAIMS, Claim, claims_page, evidence_for, load_results, verdict
+from common.report.claims import CLAIMS, Claim, claims_page, evidence_for, load_results, of_first_seeds, verdict
 from common.report.load import read_rows
 
 MET, MISSED = Evidence("here", "1", True), Evidence("there", "0", False)
@@ -129,7 +129,8 @@ def test_selena_leaks_least_or_not() -> None:
 def test_intervals_are_judged_by_rank_correlation_and_by_later_hits() -> None:
     def intervals(correlation: float, later: float) -> Results:
         draws = [{"share": 0.5, "later_hits": later}, {"share": 0.9, "later_hits": None}]
-        facts = {"dataset": "cifar10", "profile": "small", "defense": "undefended", "n": 30, "t": 160, "intervals": []}
+        facts = {"dataset": "cifar10", "profile": "small", "seed": 0, "defense": "undefended"}
+        facts |= {"n": 30, "t": 160, "intervals": []}
         return Results(by_kind={"intervals": [facts | {"rank_correlation": {"js_and_auc": correlation}, "draws": draws}]})
 
     assert holds(experiment_rules.divergence_predicts_auc, intervals(0.31, 0)) == [True]
@@ -151,7 +152,8 @@ def test_averages_of_a_stronger_model_are_more_accurate_for_every_defense() -> N
 
 
 def test_n_and_t_help_only_where_both_do() -> None:
-    facts = {"dataset": "cifar10", "profile": "small", "defense": "undefended", "n_values": [2, 9], "t_values": [40, 90]}
+    facts = {"dataset": "cifar10", "profile": "small", "seed": 0, "defense": "undefended"}
+    facts |= {"n_values": [2, 9], "t_values": [40, 90]}
 
     def grid(by_n: float, by_t: float) -> Results:
         cells = [
@@ -173,7 +175,8 @@ def test_every_scenario_must_be_cheaper_than_memguard() -> None:
                 {"scenario": one, "batch": 1, "draws_at_once": one and 1, "wall_ms": {"mean": value}}
                 for one, value in answers.items()
             ]
-            return {"dataset": "cifar10", "profile": "small", "device": "cpu", "defense": defense, "answers": listed}
+            facts = {"dataset": "cifar10", "profile": "small", "seed": 0, "device": "cpu"}
+            return {**facts, "defense": defense, "answers": listed}
 
         ours = row("undefended", {None: 1.0, "1": ms["first"], "3": ms["third"]})
         return Results(by_kind={"overhead": [ours, row("memguard", {None: 70.0})]})
@@ -183,6 +186,16 @@ def test_every_scenario_must_be_cheaper_than_memguard() -> None:
     without_scenarios = times(first=60, third=30)
     del without_scenarios.by_kind["overhead"][0]["answers"][1:]
     assert holds(experiment_rules.queries_cost_less_than_memguard, without_scenarios) == []
+
+
+def test_a_setting_is_judged_by_its_first_seed() -> None:
+    """Another setting, such as a stronger diffusion model, has a first seed of its own, which its evidence names."""
+    facts = {"dataset": "cifar10", "profile": "small", "protocol": "clean", "defense": "hamp", "overrides": []}
+    changed = ["ddpm.name=stronger"]
+    rows = [facts | {"seed": 1}, facts | {"seed": 0}, *(facts | {"overrides": changed, "seed": seed} for seed in (2, 1))]
+    kept = of_first_seeds(rows)
+    assert [(one["seed"], one["overrides"]) for one in kept] == [(0, []), (1, changed)]
+    assert [rules.place(one) for one in kept] == ["cifar10, small", "cifar10, small, seed 1"]
 
 
 NOT_MEASURED_YET = {

@@ -35,6 +35,11 @@ class Results:
 Rule = Callable[[Results], list[Evidence]]
 
 
+def place(row: dict[str, Any]) -> str:
+    """The setting of a row as a reader sees it: "cifar10, small", with the seed if it is not 0."""
+    return f"{row['dataset']}, {row['profile']}" + (f", seed {row['seed']}" if row["seed"] else "")
+
+
 def auc_text(row: dict[str, Any]) -> str:
     """The best AUC of a row, with its interval."""
     low, high = row["attacks"][row["best"]["attack"]]["auc_interval"]
