@@ -8,4 +8,4 @@ EXTRA=test source environment.sh
 "$PYTHON" -m mypy
 "$PYTHON" -c 'from importlinter.cli import lint_imports_command as check; check()' # lint-imports, wherever it is installed
 # Two processes with one thread each: threads that wait for one another spin, and models this small gain nothing from them.
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadfile "$@"
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -40,6 +40,7 @@ MADE_BY_RUNS = ("data", "final-all-models", "diff_models", "candidates", "output
 CLASSES = 10  # of random examples and of planted predictions
 SMALLEST = Model(width=4, depth=1)
 BATCH = 16  # of `defense_run`
+LONG_FILES = ("test_slurm", "test_worst_case", "test_uncertainty")  # of those that would be among the last
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -90,6 +91,11 @@ def run_script(workspace: Path, script: str, *arguments: object, options: Sequen
 def tiny_run(folder: Path, profile: Path, *overrides: str, seed: int = 0) -> Run:
     """The run that `--profile PROFILE --set OVERRIDE --seed SEED --device cpu` describes."""
     return open_run(folder, Namespace(profile=str(profile), set=list(overrides), seed=seed, device="cpu"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first, so that at the end no worker waits for the other one."""
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
 
 
 @pytest.fixture(autouse=True)
