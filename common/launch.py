@@ -126,6 +126,8 @@ def _parse(folder: Path, arguments: Sequence[str]) -> Namespace:
     parsed = parser.parse_args(arguments)
     require(parsed.workers > 0, f"--workers must be at least 1, not {parsed.workers}.")
     require(parsed.seeds > 0, f"--seeds must be at least 1, not {parsed.seeds}.")
+    numbered = parsed.workers > 1 and ":" in parsed.device
+    require(not numbered, f"--workers gives each job a GPU of its own: take --device cuda in place of {parsed.device}.")
     here = parsed.workers == 1 and parsed.minutes == float("inf")
     require(parsed.slurm is None or here, "--workers and --minutes are for jobs on this machine: leave them out with --slurm.")
     return parsed

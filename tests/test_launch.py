@@ -84,10 +84,11 @@ def test_the_script(workspace: Path, tiny: Path) -> None:
     assert wrong.code == 2 and "Did you mean 'hamp'" in wrong.err
 
 
-def test_an_unknown_experiment_is_refused(call: Call) -> None:
+def test_plans_that_cannot_run_are_refused(call: Call) -> None:
     assert "Did you mean 'label_only'" in refusal(call(launch.main, ROOT, "--dry-run", "--experiments", "label_onyl"))
     released = ("--dry-run", "--datasets", "cifar10", "--profile", "gpu", "--protocol", "released")
     assert "--set train.best_on_test=true" in refusal(call(launch.main, ROOT, *released))
+    assert "take --device cuda" in refusal(call(launch.main, ROOT, "--dry-run", "--workers", 2, "--device", "cuda:1"))
 
 
 def test_as_far_as_the_minutes_reach(trained: Path, tiny: Path, tmp_path: Path) -> None:
