@@ -201,7 +201,6 @@ def test_a_setting_is_judged_by_its_first_seed() -> None:
 NOT_MEASURED_YET = {
     "AdvReg alone protects well",
     "Averaged predictions of a stronger diffusion model are more accurate",
-    "The more candidates and the more noise, the better the protection",
 }  # take a claim out when its rows are committed
 
 

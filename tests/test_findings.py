@@ -67,6 +67,19 @@ def test_how_far_above_the_gap_floor_the_five_stay_in_scenario_1() -> None:
     assert all(best(generated[defense, "1"]).above_floor > 0.03 for defense in ("undefended", "selena", "advreg", "hamp"))
 
 
+@pytest.mark.parametrize("defense", ["undefended", "hamp"])
+def test_noise_helps_always_and_candidates_with_noise_in_scenario_1(defense: str) -> None:
+    row = json.loads((ROOT / f"results/synthetic/small-clean-seed1/n_and_t-{defense}-n20-t40-160.json").read_text())
+    auc = {(cell["scenario"], cell["t"], cell["n"]): cell["best"]["auc"] for cell in row["cells"]}
+    for scenario, n in product(("1", "3"), (2, 5, 10, 20)):
+        of_t = [auc[scenario, t, n] for t in (40, 80, 120, 160)]
+        assert of_t == sorted(of_t, reverse=True) and of_t[0] - of_t[-1] > 0.1
+    falls = {(scenario, t): auc[scenario, t, 2] - auc[scenario, t, 20] for scenario in ("1", "3") for t in (40, 80, 120, 160)}
+    assert falls["1", 160] > 0.04
+    assert max(abs(falls["1", t]) for t in (40, 80)) < 0.02
+    assert max(abs(falls["3", t]) for t in (40, 80, 120, 160)) < 0.01
+
+
 def test_what_the_remark_on_memguards_queries_says() -> None:
     rows = (
         json.loads((ROOT / f"results/synthetic/{SMALL}/overhead-{name}-batch50-100images.json").read_text())
