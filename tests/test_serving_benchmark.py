@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Call
+from conftest import ROOT, Call
 
 from benchmarks import serving
 from common.report.serving import COMMAND, serving_table
@@ -86,3 +86,11 @@ def test_the_networks_are_timed_inside_of_the_answers(monkeypatch: pytest.Monkey
     assert (bare["share"]["classifier"], bare["over_bare"]) == (1, 1)
     assert both["over_bare"] == 3 and both["share"]["rest"] == pytest.approx(0)
     assert both["share"]["unet"] == pytest.approx(2 / 3)
+
+
+def test_what_the_serving_page_says_of_drawing_at_once() -> None:
+    row = json.loads((ROOT / "results" / "benchmark_serving_synthetic_small.json").read_text())
+    single = {(one["scenario"], one["draws_at_once"]): one for one in row["answers"] if one["batch"] == 1}
+    assert single["1", 1]["draws"] > 0.95 * row["n"]
+    assert single["1", row["n"]]["over_bare"] < single["1", 1]["over_bare"]
+    assert single["3", 1]["over_bare"] < single["3", row["n"]]["over_bare"]
