@@ -150,7 +150,7 @@ def figure_4(edition: Edition, paper: PaperNumbers) -> PaperFigure:
                 axis.set_title(DIFFENCE_TITLES[scenario])
             axis.set_xlabel(PHI)
         line[0].set_ylabel(f"{title_of(DATASET_TITLES, dataset)}\ndensity")
-    axes[0][0].legend()
+    axes[0][-1].legend(loc="upper right")  # where densities are lowest
     caption = (
         f"phi of the released predictions for members and non-members of {dataset_titles([one[0] for one in drawn])}, "
         f"undefended classifier. Dotted lines: the interval that a scenario prefers. {CORRECT_ONLY} The paper has CIFAR-100."
