@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # imports PyTorch, which would make --help slow
 PUBLISHED = ("cifar10", "cifar100", "svhn")  # the data sets of the paper's tables
 # The default order of the defenses: the most informative ones first, because --minutes may end a plan early. All others follow.
 PRIORITY = ("undefended", "hamp", "relaxloss", "dpsgd", "selena", "advreg", "memguard")
+DEFENSES_HELP = f"in this order (default: {' '.join(PRIORITY)}, then dpsgd-private, dpsgd-strong and your own)"
 # Further experiments: by the names of their scripts, then evaluations under other settings (common/experiments/variants.py).
 EXPERIMENTS = (
     *("label_only", "attack_diffence", "intervals", "n_and_t", "overhead", "training_cost"),
@@ -96,11 +97,7 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
 def _parse(folder: Path, arguments: Sequence[str]) -> Namespace:
     parser = make_parser(folder, "Partition, train and evaluate everything, in dependency order.", prog="bash all-train-all.sh")
     parser.add_argument("--datasets", nargs="+", default=list(PUBLISHED), help=f"default: {' '.join(PUBLISHED)}")
-    parser.add_argument(
-        "--defenses",
-        nargs="+",
-        help=f"in this order (default: {' '.join(PRIORITY)}, then dpsgd-private, dpsgd-strong and your own)",
-    )
+    parser.add_argument("--defenses", nargs="+", help=DEFENSES_HELP)
     parser.add_argument("--scenario", nargs="+", default=["1", "2", "3"], help="of Diffence (default: 1 2 3)")
     parser.add_argument("--protocol", default="clean", help="clean or released (default: clean)")
     parser.add_argument("--seeds", type=int, default=1, help="models of that many seeds, from --seed on (default: 1)")

@@ -158,8 +158,8 @@ def slot_environment(slot: int, workers: int, gpus: int | None = None, cores: in
         import torch
 
         gpus = torch.cuda.device_count()
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    environment = {"CUDA_VISIBLE_DEVICES": names[slot % gpus] if len(names) >= gpus else str(slot % gpus)} if gpus > 1 else {}
+    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+    environment = {"CUDA_VISIBLE_DEVICES": visible[slot % len(visible)]} if gpus > 1 else {}
     if "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(max(1, (cores or len(os.sched_getaffinity(0))) // workers))
     return environment

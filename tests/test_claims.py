@@ -8,7 +8,8 @@ from conftest import ROOT
 from common.report import claim_rules as rules
 from common.report import experiment_rules
 from common.report.claim_rules import Evidence, Results
-from common.report.claims import CLAIMS, Claim, claims_page, evidence_for, load_results, of_first_seeds, verdict
+from common.report.claims import CLAIMS, Claim
+from common.report.claims_page import claims_page, evidence_for, load_results, of_first_seeds, verdict
 from common.report.load import read_rows
 
 MET, MISSED = Evidence("here", "1", True), Evidence("there", "0", False)

@@ -16,7 +16,7 @@ from common.data.partition import evaluation_pools, load_split, partition_settin
 from common.defenses import load_defended_model, with_options
 from common.experiments import worst_case as experiment
 from common.experiments.canaries import draw_canaries, plant_canaries
-from common.experiments.plan import DONE, MISSING, experiment_state
+from common.experiments.plan import DONE, MISSING, rows_state, worst_case_rows
 from common.experiments.shadow_models import in_mask, shadow_pool, shadow_run
 from common.experiments.worst_case import Answers, answers_of_model, evaluated_points, seen_features, variation
 from common.files import write_text
@@ -224,7 +224,7 @@ def test_the_interval_covers_the_truth() -> None:
 def test_the_command(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--profile", tiny, "--device", "cpu", "--set", "data.canaries=5")
     assert call(train_shadows, copied_drawn, "--defense", "undefended", "--count", 6, *options).code == 0
-    command = (worst_case, copied_drawn, "--defense", "undefended", "--count", 6, "--scenario", 3, *options)
+    command = (worst_case, copied_drawn, "--defense", "undefended", "--count", 6, "--scenario", 1, 3, *options)
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "attack_models", stop_after(1, experiment.attack_models))
         assert call(*command).code == 130
@@ -233,13 +233,13 @@ def test_the_command(copied_drawn: Path, tiny: Path, call: Call, monkeypatch: py
         for fallback, changes in (("original", []), ("reorder", ["diffence.fallback=reorder"]))
     }
     assert (
-        experiment_state("worst_case", ["undefended"], runs["original"]) == MISSING
+        rows_state(worst_case_rows(runs["original"], "undefended", 6), runs["original"]) == MISSING
     )  # the row without Diffence alone is not all
     for fallback, run in runs.items():
         answer = call(*command, *(word for change in run.overrides[1:] for word in ("--set", change)))
         assert answer.code == 0, answer.err
         check_rows(copied_drawn, tiny, run.results_dir("clean"), fallback, answer)
-        assert experiment_state("worst_case", ["undefended"], run) == DONE
+        assert rows_state(worst_case_rows(run, "undefended", 6), run) == DONE
 
 
 def check_rows(data_folder: Path, tiny: Path, folder: Path, fallback: str, answer: Answer) -> None:

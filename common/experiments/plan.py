@@ -210,9 +210,16 @@ def _add_worst_case(plan: Plan, defenses: Sequence[str]) -> None:
     for defense in with_needed(defenses):
         models[defense] = plan.train_shadows(defense, count, partition, [models[name] for name in DEFENSES[defense].needs])
         if defense in defenses:
-            command = f"python evaluate_MIAs/worst_case.py --defense {defense} --count {count}"
-            state = partial(experiment_state, "worst_case", [defense], plan.run)
+            command = f"python evaluate_MIAs/worst_case.py --defense {defense} --count {count} --scenario 1 3"
+            state = partial(rows_state, worst_case_rows(plan.run, defense, count), plan.run)
             plan.add(f"worst_case {defense}", command, [candidates, *models[defense]], state)
+
+
+def worst_case_rows(run: Run, defense: str, count: int) -> list[Path]:
+    """The rows of worst_case.py that a plan asks for: without Diffence, and in scenarios 1 and 3."""
+    from common.experiments.worst_case import result_path  # not above: only this needs its attacks, which are slow to import
+
+    return [result_path(run, defense, scenario, count) for scenario in (None, "1", "3")]
 
 
 def with_needed(defenses: Sequence[str]) -> list[str]:

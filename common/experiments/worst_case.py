@@ -105,9 +105,8 @@ def worst_case(run: Run, defense: str, scenarios: list[str], count: int) -> list
             "scored": dict.fromkeys(SIDES, count * run.config.data.canaries // 2),
             **{name: group_report(points, answers, scores, name) for name in ("canaries", "controls")},
         }
+        write_json(result_path(run, defense, scenario, count), row)
         rows.append(row)
-    for row in rows:  # together, because one of them tells the launcher that this defense is done
-        write_json(result_path(run, defense, row["scenario"], count), row)
     return rows
 
 

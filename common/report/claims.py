@@ -1,15 +1,11 @@
-"""docs/claims.md: the paper's claims one by one, with what our rows say of each and a verdict that follows from them.
+"""The paper's claims, each with the rule that judges it.
 
-To add a claim, write a rule in claim_rules.py and an entry of CLAIMS.
+To add a claim, write a rule in claim_rules.py and an entry of CLAIMS. claims_page.py judges them.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from common.report.claim_rules import (
-    Evidence,
-    Results,
     Rule,
     advreg_protects,
     auc_falls,
@@ -23,7 +19,6 @@ from common.report.claim_rules import (
     gap_attack_stays,
     labels_stay,
     low_rates_halve,
-    place,
     scenarios_in_order,
     selena_is_best,
 )
@@ -34,7 +29,6 @@ from common.report.experiment_rules import (
     n_and_t_help,
     queries_cost_less_than_memguard,
 )
-from common.report.load import Rows, of_kind
 
 
 @dataclass(frozen=True)
@@ -57,19 +51,6 @@ class Claim:
     def missing(self) -> str:
         """What stands in place of the evidence where there is none."""
         return self.untestable or f"There are no rows for this test yet. This makes them: `{self.command}`"
-
-
-PREFACE = """# The paper's claims
-
-Made by `python -m common.report` from the rows in [results/](../results/README.md) with protocol `clean`, of each setting
-those of the first seed that has rows, which is 0 unless it is named. Each claim is in our words. Its verdict follows from the
-rows by the stated test. A claim *holds* where every setting with the rows meets the test, it *holds in part* where some do, and
-it *does not hold here* where none does. "Best AUC" is the AUC of the best of the paper's five attacks, with DeLong's 95%
-interval. One model is behind each number, so a small difference may be noise.
-
-The settings differ in size. `narrow` has the paper's numbers of images and a narrow network. `small` has fewer images.
-`synthetic` is a generated data set ([reproduce.md](reproduce.md)). SVHN has no rows, because its files could not be
-downloaded."""
 
 
 INTERVALS = "python cifar10/evaluate_MIAs/intervals.py --defense undefended --profile narrow"
@@ -244,64 +225,3 @@ CLAIMS = (
         untestable="Its weights could not be downloaded.",
     ),
 )
-
-
-def load_results(rows: Iterable[dict[str, Any]]) -> Results:
-    """Of the rows with protocol clean and no setting changed but shadow models or the diffusion model, those of first seeds."""
-    rows = list(rows)
-    results = Results()
-    for row in of_first_seeds(of_kind(rows, "evaluation")):
-        shadows = row["config"]["attack"]["shadows"]
-        stronger = "ddpm.name=stronger" in row["overrides"]
-        known = stronger or row["overrides"] in ([], [f"attack.shadows={shadows}"])
-        if row["protocol"] != "clean" or not known:
-            continue
-        scenario = row["diffence"]["scenario"] if row["diffence"] else None
-        settings = results.stronger if stronger else results.with_shadows if shadows else results.evaluations
-        settings.setdefault(place(row), {})[row["defense"], scenario] = row
-    for kind in ("label_only", "intervals", "n_and_t", "overhead"):
-        results.by_kind[kind] = [row for row in of_first_seeds(of_kind(rows, kind)) if not row["overrides"]]
-    return results
-
-
-def of_first_seeds(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with the smallest seed of their setting, which is a data set, a profile, a protocol and what --set changed."""
-    by_setting: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        by_setting.setdefault((row["dataset"], row["profile"], row["protocol"], *row["overrides"]), []).append(row)
-    return [row for alike in by_setting.values() for row in alike if row["seed"] == min(one["seed"] for one in alike)]
-
-
-def evidence_for(claim: Claim, results: Results) -> list[Evidence]:
-    """What the rows say of a claim."""
-    return claim.rule(results) if claim.rule else []
-
-
-def verdict(claim: Claim, evidence: list[Evidence]) -> str:
-    """The verdict on a claim, which follows from the evidence."""
-    if claim.untestable:
-        return "cannot be tested here"
-    if not evidence:
-        return "not measured yet"
-    met = sum(one.holds for one in evidence)
-    return "holds" if met == len(evidence) else "holds in part" if met else "does not hold here"
-
-
-def claims_page(rows: Rows) -> str:
-    """The page, from all rows."""
-    results = load_results(rows)
-    judged = [(claim, evidence_for(claim, results)) for claim in CLAIMS]
-    summary = ["| claim | paper | verdict |", "| --- | --- | --- |"]
-    for number, (claim, evidence) in enumerate(judged, start=1):
-        summary.append(f"| [{number}. {claim.title}](#claim-{number}) | {claim.section} | {verdict(claim, evidence)} |")
-    parts = [PREFACE, "\n".join(summary)]
-    for number, (claim, evidence) in enumerate(judged, start=1):
-        parts += [f"## Claim {number}", f"**{claim.title}.** {claim.section}.", f"Test: {claim.test}"]
-        if evidence:
-            parts.append(
-                "\n".join(f"- {one.where}: {one.figures}. **{'Met' if one.holds else 'Not met'}.**" for one in evidence)
-            )
-        else:
-            parts.append(claim.missing)
-        parts.append(f"Verdict: **{verdict(claim, evidence)}**. {claim.remark}".rstrip())
-    return "\n\n".join(parts) + "\n"

@@ -7,7 +7,7 @@ import pandas as pd
 from common.attacks.shadow import SHADOW_ATTACKS
 from common.errors import UserError
 from common.files import read_json
-from common.report.claims import claims_page
+from common.report.claims_page import claims_page
 from common.report.load import Rows, by_setting, read_rows
 from common.report.paper import PaperLines, is_compared_with_paper, paper_lines
 from common.report.results_page import results_page

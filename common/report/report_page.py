@@ -12,7 +12,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from common.report import row_metrics
-from common.report.claims import CLAIMS, evidence_for, load_results, verdict
+from common.report.claims import CLAIMS
+from common.report.claims_page import evidence_for, load_results, verdict
 from common.report.editions import Edition, StoredRow, measure_over_seeds
 from common.report.page_style import STYLE
 from common.report.paper import PaperNumbers

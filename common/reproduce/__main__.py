@@ -56,11 +56,7 @@ def parse(folder: Path, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dataset", default="cifar10", help="its profile gpu is the default, or paper without one (default: cifar10)"
     )
-    parser.add_argument(
-        "--defenses",
-        nargs="+",
-        help=f"in this order (default: {' '.join(launch.PRIORITY)}, then dpsgd-private, dpsgd-strong and your own)",
-    )
+    parser.add_argument("--defenses", nargs="+", help=launch.DEFENSES_HELP)
     parser.add_argument("--minutes", type=float, default=inf, help="stop after this many minutes; the same command continues")
     parser.add_argument("--forecast", action="store_true", help="print the forecast, which takes no part of --minutes, and run")
     parser.add_argument("--dry-run", action="store_true", help="print the forecast, and run nothing")
