@@ -65,7 +65,7 @@ def test_a_diffusion_model_is_the_same_and_resumes_with_another_number(
     trained: Path, workspace: Path, at_once: Path, call: Call
 ) -> None:
     """Two processes are stopped on the way, and one goes on. The losses are those of one process, up to rounding."""
-    changes = ("ddpm.steps=150", "ddpm.save_every=10")
+    changes = ("ddpm.steps=80", "ddpm.save_every=10")
     one, two = (new_profile(trained, name, *changes) for name in ("one", "two"))
     assert call(train_ddpm, trained, "--profile", one, "--device", "cpu").code == 0
     expected, folder = (trained / "diff_defense" / "diff_models" / name / "seed0" for name in ("one", "two"))
@@ -75,7 +75,7 @@ def test_a_diffusion_model_is_the_same_and_resumes_with_another_number(
         time.sleep(0.01)
     process.terminate()
     process.communicate()
-    assert 10 <= torch.load(folder / "resume.pt", weights_only=True)["done"] < 150
+    assert 10 <= torch.load(folder / "resume.pt", weights_only=True)["done"] < 80
     assert call(train_ddpm, trained, "--profile", two, "--device", "cpu").code == 0
 
     whole, resumed = (pd.read_csv(place / "log.csv")["loss"] for place in (expected, folder))
