@@ -88,6 +88,12 @@ def test_advreg_is_judged_in_the_papers_setting_only() -> None:
     assert holds(rules.advreg_protects, advreg(0.76, attack_batches=26)) == [False]
     for other in (advreg(0.74, alpha=2), advreg(0.74, attack_batches=2), advreg(0.74, schedule="paper")):
         assert holds(rules.advreg_protects, other) == []
+    both = advreg(0.76, alpha=2)
+    both.tuned = {
+        "cifar10, small": list(advreg(0.74).evaluations.values()),
+        "cifar10, narrow": [*setting(advreg=[0] * 4).evaluations.values()],
+    }
+    assert holds(rules.advreg_protects, both) == [True]
 
 
 def test_a_single_changed_label_is_a_change() -> None:
@@ -197,6 +203,28 @@ def test_a_setting_is_judged_by_its_first_seed() -> None:
     kept = of_first_seeds(rows)
     assert [(one["seed"], one["overrides"]) for one in kept] == [(0, []), (1, changed)]
     assert [rules.place(one) for one in kept] == ["cifar10, small", "cifar10, small, seed 1"]
+
+
+def test_rows_are_told_apart_by_what_was_changed() -> None:
+    facts = {"kind": "evaluation", "dataset": "cifar10", "profile": "small", "protocol": "clean", "seed": 0, "diffence": None}
+
+    def evaluated(defense: str, *changed: str, shadows: int = 0, **more: Any) -> dict[str, Any]:
+        return facts | {"defense": defense, "overrides": list(changed), "config": {"attack": {"shadows": shadows}}} | more
+
+    plain, exposed = evaluated("hamp"), evaluated("hamp", "attack.shadows=16", shadows=16)
+    better = evaluated("hamp", "ddpm.name=stronger", "ddpm.steps=4")
+    tuned, again = (evaluated("advreg", "defenses.advreg.alpha=6", f"defenses.advreg.attack_batches={k}") for k in (26, 52))
+    ignored = [
+        evaluated("hamp", "defenses.advreg.alpha=6"),
+        evaluated("hamp", "defenses.hamp.gamma=0.5", "diffence.n=2"),
+        evaluated("hamp", "diffence.n=2"),
+        evaluated("hamp", protocol="released"),
+    ]
+    results = load_results([plain, exposed, better, tuned, again, *ignored])
+    assert results.evaluations == {"cifar10, small": {("hamp", None): plain}}
+    assert results.with_shadows == {"cifar10, small": {("hamp", None): exposed}}
+    assert results.stronger == {"cifar10, small": {("hamp", None): better}}
+    assert results.tuned == {"cifar10, small": [{("advreg", None): tuned}, {("advreg", None): again}]}
 
 
 NOT_MEASURED_YET = {

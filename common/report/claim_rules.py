@@ -29,6 +29,7 @@ class Results:
     evaluations: dict[str, Rows] = field(default_factory=dict)
     with_shadows: dict[str, Rows] = field(default_factory=dict)  # evaluations with LiRA and RMIA
     stronger: dict[str, Rows] = field(default_factory=dict)  # evaluations with a stronger diffusion model
+    tuned: dict[str, list[Rows]] = field(default_factory=dict)  # evaluations of one defense whose own settings were changed
     by_kind: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # rows of further experiments
 
 
@@ -147,11 +148,12 @@ def best_auc(row: dict[str, Any]) -> float:
 def advreg_protects(results: Results) -> list[Evidence]:
     evidence = []
     for where, rows in results.evaluations.items():
-        if ("advreg", None) in rows and ("undefended", None) in rows:
-            options = rows["advreg", None]["config"]["defenses"]["advreg"]
-            if (options["alpha"], options["attack_batches"] or options["schedule"]) in ((6, 26), (6, "released")):
-                a, b = (best_auc(rows[name, None]) for name in ("advreg", "undefended"))
-                evidence.append(Evidence(where, f"best AUC of advreg {a:.3f}, of undefended {b:.3f}", a <= b - 0.05))
+        for settings in (rows, *results.tuned.get(where, [])):
+            if ("advreg", None) in settings and ("undefended", None) in rows:
+                options = settings["advreg", None]["config"]["defenses"]["advreg"]
+                if (options["alpha"], options["attack_batches"] or options["schedule"]) in ((6, 26), (6, "released")):
+                    a, b = best_auc(settings["advreg", None]), best_auc(rows["undefended", None])
+                    evidence.append(Evidence(where, f"best AUC of advreg {a:.3f}, of undefended {b:.3f}", a <= b - 0.05))
     return evidence
 
 

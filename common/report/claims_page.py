@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from common.report.claim_rules import Evidence, Results, place
+from common.report.claim_rules import Evidence, Results, Rows, place
 from common.report.claims import CLAIMS, Claim
-from common.report.load import Rows, of_kind
+from common.report.load import of_kind
 
 PREFACE = """# The paper's claims
 
@@ -21,18 +21,29 @@ downloaded."""
 
 
 def load_results(rows: Iterable[dict[str, Any]]) -> Results:
-    """Of the rows with protocol clean and no setting changed but shadow models or the diffusion model, those of first seeds."""
+    """The rows with protocol clean and the first seed of their setting, by what --set changed.
+
+    That may be nothing, the number of shadow models, the diffusion model, or the settings of the row's own defense. Other rows
+    are left out.
+    """
     rows = list(rows)
     results = Results()
+    tuned: dict[tuple[str, ...], Rows] = {}
     for row in of_first_seeds(of_kind(rows, "evaluation")):
-        shadows = row["config"]["attack"]["shadows"]
-        stronger = "ddpm.name=stronger" in row["overrides"]
-        known = stronger or row["overrides"] in ([], [f"attack.shadows={shadows}"])
-        if row["protocol"] != "clean" or not known:
+        changed, shadows = row["overrides"], row["config"]["attack"]["shadows"]
+        if row["protocol"] != "clean":
             continue
-        scenario = row["diffence"]["scenario"] if row["diffence"] else None
-        settings = results.stronger if stronger else results.with_shadows if shadows else results.evaluations
-        settings.setdefault(place(row), {})[row["defense"], scenario] = row
+        if changed and all(change.startswith(f"defenses.{row['defense']}.") for change in changed):
+            settings = tuned.setdefault((place(row), *changed), {})
+        elif "ddpm.name=stronger" in changed:
+            settings = results.stronger.setdefault(place(row), {})
+        elif changed in ([], [f"attack.shadows={shadows}"]):
+            settings = (results.with_shadows if shadows else results.evaluations).setdefault(place(row), {})
+        else:
+            continue
+        settings[row["defense"], row["diffence"]["scenario"] if row["diffence"] else None] = row
+    for (where, *_), settings in tuned.items():
+        results.tuned.setdefault(where, []).append(settings)
     for kind in ("label_only", "intervals", "n_and_t", "overhead"):
         results.by_kind[kind] = [row for row in of_first_seeds(of_kind(rows, kind)) if not row["overrides"]]
     return results
@@ -62,7 +73,7 @@ def verdict(claim: Claim, evidence: list[Evidence]) -> str:
     return "holds" if met == len(evidence) else "holds in part" if met else "does not hold here"
 
 
-def claims_page(rows: Rows) -> str:
+def claims_page(rows: Iterable[dict[str, Any]]) -> str:
     """The page, from all rows."""
     results = load_results(rows)
     judged = [(claim, evidence_for(claim, results)) for claim in CLAIMS]
