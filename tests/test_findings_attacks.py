@@ -108,7 +108,7 @@ def test_on_the_generated_data_two_rows_of_labels_alone_disagree() -> None:
 
 
 def test_questions_pass_the_interval_of_one_by_less_than_a_hundredth() -> None:
-    """In every committed row, although the best of seven always exceeds one answer.
+    """In every committed row. With fresh noise, the best of five who ask often is near the best of three who ask once.
 
     Those that pass the interval are of CIFAR-10: learning behind SELENA, and the mean behind HAMP.
     """
@@ -118,9 +118,13 @@ def test_questions_pass_the_interval_of_one_by_less_than_a_hundredth() -> None:
         rows.add((row["dataset"], row["defense"]))
         for run in row["runs"]:
             high = run["attacks"]["once"]["auc_interval"][1]
-            others = [attack["auc"] for name, attack in run["attacks"].items() if name != "once"]
-            assert len(others) == 7
-            assert 0.01 <= round(max(others) - run["attacks"]["once"]["auc"], 2) <= 0.12
+            once, often = (
+                [attack["auc"] for name, attack in run["attacks"].items() if name.startswith("once") == asked_once]
+                for asked_once in (True, False)
+            )
+            assert (len(once), len(often)) == (3, 5)
+            if not run["stable"]:
+                assert -0.02 <= round(max(often) - max(once), 2) <= 0.06
             over = {name: attack["auc"] - high for name, attack in run["attacks"].items() if attack["auc"] > high}
             assert max(over.values(), default=0) < 0.01
             passing |= {(row["dataset"], row["defense"], run["scenario"], name) for name in over}
@@ -201,6 +205,9 @@ def test_diffence_protects_canaries_with_relaxloss_only() -> None:
 @pytest.mark.parametrize("scenario", ["1", "3"])
 def test_what_the_fallback_reorder_does_for_canaries(scenario: str) -> None:
     most = {}
+    best = {("original", "1"): 0.745, ("original", "3"): 0.682, ("reorder", "1"): 0.575, ("reorder", "3"): 0.445}
+    for (fallback, one), rate in best.items():
+        assert max(found(worst_rows("hamp")[one, fallback], "canaries").values()) == pytest.approx(rate, abs=0.0005)
     for defense in ("undefended", "hamp", "relaxloss"):
         original, reordered = (worst_rows(defense)[scenario, fallback] for fallback in ("original", "reorder"))
         before, after = found(original, "canaries"), found(reordered, "canaries")
@@ -210,7 +217,6 @@ def test_what_the_fallback_reorder_does_for_canaries(scenario: str) -> None:
             assert min(one[name] for one in (before, after) for name in (*LIRA, "knowing")) > 0.5
         else:
             assert all(after[name] < before[name] for name in (*LIRA, "knowing"))
-        if (defense, scenario) == ("hamp", "3"):
-            assert 1 / 3 < after["lira-online"] < after["lira-offline"] < 0.5
-    assert min(most["undefended"][1], most["hamp"][1]) > 0.7
+        if defense == "hamp":
+            assert round(found(reordered, "canaries", "0.01")["knowing"], 1) == 0.9
     assert most["relaxloss"][0] < 0.2 and round(most["relaxloss"][1], 1) == 0.5

@@ -70,8 +70,8 @@ def test_the_figure_has_a_point_for_each_row_and_group(tmp_path: Path) -> None:
 
 def test_the_page_names_the_most_and_the_least_exposed(tmp_path: Path) -> None:
     text = worst_case_findings([*ROWS])
-    assert "without, the most canaries are found at 0.1% FPR under Undefended (80.0% [75.0, 85.0], knowing)" in text
-    assert "the fewest under DP-SGD, tuned (5.0% [0.0, 10.0], knowing)" in text
+    assert "without Diffence: at 0.1% FPR, most canaries are found for Undefended (80.0% [75.0, 85.0], knowing)" in text
+    assert "fewest for DP-SGD, tuned (5.0% [0.0, 10.0], knowing)" in text
     assert "- CIFAR-10, narrow: scenario 1" not in text  # which has rows of one defense
     assert "`bash all-train-all.sh --datasets synthetic --profile small --experiments worst_case`" in worst_case_findings([])
 

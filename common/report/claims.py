@@ -106,8 +106,8 @@ CLAIMS = (
         "Section IV-B2, Figure 6",
         "On the undefended classifier, the ECE rises by at most .02 in every scenario.",
         calibration_stays,
-        remark="Behind other defenses the ECE can rise far more, behind AdvReg above all. The negative log-likelihood (NLL), "
-        "which judges confidences too, rises in most rows of Diffence.",
+        remark="Diffence in front of other defenses can raise the ECE far more, in front of AdvReg above all. The negative "
+        "log-likelihood (NLL), which judges confidences too, rises in most rows of Diffence.",
     ),
     Claim(
         "HAMP's confidences are much worse calibrated than those of no defense",
@@ -171,7 +171,7 @@ CLAIMS = (
         "Table III",
         "It has the lowest test accuracy of the paper's defenses.",
         dpsgd_costs_most,
-        remark="On CIFAR-10 the difference from SELENA is smaller than chance allows to tell.",
+        remark="On CIFAR-10 SELENA's accuracy is only one point higher, which may be chance.",
     ),
     Claim(
         "The smaller the Jensen-Shannon divergence of an interval, the better it protects",
@@ -209,8 +209,8 @@ CLAIMS = (
         "One image alone takes less mean wall time in every scenario, drawn until a candidate qualifies, than MemGuard does.",
         queries_cost_less_than_memguard,
         "bash all-train-all.sh --datasets cifar10 --profile narrow --defenses undefended memguard --experiments overhead",
-        remark="In a call of 50 images, MemGuard searches the noise of all of them at once. A query then takes less time than "
-        "one in scenario 1 or 2, but more than one in scenario 3.",
+        remark="In a call of 50 images, MemGuard searches the noise of all of them at once. It then takes less time for an image "
+        "than Diffence in scenarios 1 and 2, and more than Diffence in scenario 3.",
     ),
     Claim(
         "A query takes 57 ms more than without Diffence",

@@ -9,11 +9,12 @@ from common.report.load import of_kind
 
 PREFACE = """# The paper's claims
 
-Made by `python -m common.report` from the rows in [results/](../results/README.md) with protocol `clean`, of each setting
-those of the first seed that has rows, which is 0 unless it is named. Each claim is in our words. Its verdict follows from the
-rows by the stated test. A claim *holds* where every setting with the rows meets the test, it *holds in part* where some do, and
-it *does not hold here* where none does. "Best AUC" is the AUC of the best of the paper's five attacks, with DeLong's 95%
-interval. One model is behind each number, so a small difference may be noise.
+`python -m common.report` makes this page from the rows in [results/](../results/README.md) with protocol `clean`. Of each
+setting it takes the rows of one seed. This is seed 0, unless another is named because there are no rows of seed 0. Each
+claim is in our words. Each has a test, and the verdict follows from the rows by that test. A claim *holds* where every
+setting with the rows meets the test, it *holds in part* where some do, and it *does not hold here* where none does. "Best
+AUC" is the AUC of the best of the paper's five attacks, with DeLong's 95% interval. One model is behind each number, so a
+small difference may be noise.
 
 The settings differ in size. `narrow` has the paper's numbers of images and a narrow network. `small` has fewer images.
 `synthetic` is a generated data set ([reproduce.md](reproduce.md)). SVHN has no rows, because its files could not be

@@ -20,11 +20,12 @@ PREFACE = """# Results
 
 - *best AUC* is that of the best of the paper's five attacks. Its 95% interval is DeLong's. It covers the draw of the scored
   points, not the training of another model.
-- *best ACC* is at thresholds that are fitted on the known points, *oracle ACC* at the best thresholds of the scored points, as
-  in the paper.
-- *TPR* is a count that some threshold attains. The rows hold its Clopper-Pearson intervals.
+- *best ACC* is the largest accuracy of the five, at thresholds that are fitted on the known points. It may be that of another
+  attack than the best AUC. *oracle ACC* is the same at the best thresholds of the scored points, as in the paper.
+- *TPR* is that of the attack with the best AUC, a count that some threshold attains. Another attack may find more. The rows
+  hold its Clopper-Pearson intervals.
 - *gap floor* is the AUC of the attack that calls every correctly classified image a member.
-- *null AUC* is what the same attacks reach under shuffled membership, where there is nothing to find.
+- *null AUC* is the largest AUC of the five under shuffled membership, where there is nothing to find.
 - *no match* counts the images of which none of the N candidates keeps the label.
 - *draws* is the mean number of candidates that a query needs if they are drawn one by one."""
 

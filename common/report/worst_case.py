@@ -120,7 +120,7 @@ def worst_case_findings(rows: Rows) -> str:
     sentences = []
     for (dataset, profile, seed, *_), of_setting in by_setting(rows).items():
         if seed == 0:
-            sentences += [f"- {title_of(DATASET_TITLES, dataset)}, {profile}: {text}" for text in _findings(of_setting)]
+            sentences += [f"- {title_of(DATASET_TITLES, dataset)}, {profile}, {text}" for text in _findings(of_setting)]
     return "\n\n".join([*(["\n".join(sentences)] if sentences else []), *tables])
 
 
@@ -132,7 +132,8 @@ def _findings(rows: Rows) -> list[str]:
         most, least = max(of_way, key=_exposure), min(of_way, key=_exposure)
         if most is least:
             continue
-        texts.append(f"{way}, the most canaries are found at 0.1% FPR under {_found(most)}, the fewest under {_found(least)}.")
+        shown = "without Diffence" if way == "without" else f"with Diffence in {way}"
+        texts.append(f"{shown}: at 0.1% FPR, most canaries are found for {_found(most)}, fewest for {_found(least)}.")
     return texts
 
 
