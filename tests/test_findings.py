@@ -80,6 +80,21 @@ def test_noise_helps_always_and_candidates_with_noise_in_scenario_1(defense: str
     assert max(abs(falls["3", t]) for t in (40, 80, 120, 160)) < 0.01
 
 
+@pytest.mark.parametrize(("defense", "fall", "gain"), [("undefended", 0.09, 0.02), ("hamp", 0.10, 0.04)])
+def test_little_noise_protects_little_and_averages_are_more_accurate(defense: str, fall: float, gain: float) -> None:
+    plain = by_name("synthetic", "small-clean-seed1")
+    little = by_name("synthetic", "small-clean-seed1-diffence.n=10-diffence.t=50")[defense, "3"]
+    without = best(plain[defense, None])
+    assert round(without.auc - best(little).auc, 2) == fall and best(little).above_floor > 0.2
+    assert without.auc - best(plain[defense, "3"]).auc > 0.2
+
+    stronger = by_name("synthetic", "small-clean-seed1-ddpm.name=stronger-ddpm.reference=true-ddpm.steps=1000")
+    average = stronger[defense, "average"]
+    assert round(average["accuracy"]["non_members"] - plain[defense, None]["accuracy"]["non_members"], 2) == gain
+    assert best(average).auc == pytest.approx(best(plain[defense, "3"]).auc, abs=0.02)
+    assert 0.08 < average["diffence"]["labels_changed"]["non_members"] / average["scored"]["non_members"] < 0.13
+
+
 def test_what_the_remark_on_memguards_queries_says() -> None:
     rows = (
         json.loads((ROOT / f"results/synthetic/{SMALL}/overhead-{name}-batch50-100images.json").read_text())

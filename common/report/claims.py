@@ -209,8 +209,8 @@ CLAIMS = (
         "One image alone takes less mean wall time in every scenario, drawn until a candidate qualifies, than MemGuard does.",
         queries_cost_less_than_memguard,
         "bash all-train-all.sh --datasets cifar10 --profile narrow --defenses undefended memguard --experiments overhead",
-        remark="In a call of 50 images, MemGuard searches the noise of all of them at once. It then takes less time for an image "
-        "than Diffence in scenarios 1 and 2, and more than Diffence in scenario 3.",
+        remark="In a call of 50 images, MemGuard searches the noise of all of them at once. It then takes less time for an "
+        "image than Diffence in scenarios 1 and 2, and more than Diffence in scenario 3.",
     ),
     Claim(
         "A query takes 57 ms more than without Diffence",
