@@ -4,6 +4,8 @@
 evaluations and further experiments. In the second copy the launcher and its jobs are killed with -9, all at once, and started
 anew, again and again. In the end both copies must hold the same files. Weights, candidates, logits, scores and rows must be
 the same bit for bit, without times, costs and commits. A kill before anything progressed counts too. One thread each.
+
+With `--folder`, the undisturbed run is kept there, and a further call does not make it again.
 """
 
 import argparse
@@ -38,7 +40,6 @@ QUICK = (
     "defenses.dpsgd-private.groups=4",
 )
 PLAN = "bash all-train-all.sh --datasets synthetic --profile tiny --shadows 4 --experiments intervals n_and_t --device cpu"
-SHARE = 0.05  # a kill comes at the latest after this share of the time of the undisturbed run
 FOLDERS = ("data", "final-all-models", "diff_defense", "evaluate_MIAs")
 UNEQUAL = {"time", "commit", "seconds", "cpu_s_per_image", "cpu_seconds", "path", "paths"}  # what two runs need not share
 
@@ -93,6 +94,16 @@ def require_success(process: "subprocess.Popen[bytes]", tree: Path) -> None:
         raise SystemExit(f"the plan failed with exit code {process.returncode}: see {tree}/launcher.log.")
 
 
+def undisturbed(place: Path) -> dict[str, str]:
+    """Run the plan in the folder `whole` of a place. Returns its `digests`."""
+    started = time.perf_counter()
+    whole = copy_tree(place / "whole")
+    run_to_the_end(whole)
+    expected = digests(whole)
+    print(f"undisturbed: {time.perf_counter() - started:.0f} s, {len(expected)} files to compare", flush=True)
+    return expected
+
+
 def digests(tree: Path) -> dict[str, str]:
     """A digest of what every product of the plan says, by its path. Text and pictures follow from rows and are left out."""
     paths = [path for folder in FOLDERS for path in sorted((tree / "synthetic" / folder).rglob("*")) if path.is_file()]
@@ -139,25 +150,23 @@ def comparable(value: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="how many (default: 100)")
+    parser.add_argument("--longest", type=float, default=30, help="seconds from a start to a kill, at most (default: 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
+    parser.add_argument("--folder", type=Path, help="for both runs (default: one that is deleted if all is the same)")
     parsed = parser.parse_args()
-    place = Path(tempfile.mkdtemp())  # which stays where a plan fails or files differ
-    whole, killed = (copy_tree(place / tree) for tree in ("whole", "killed"))
+    place = (parsed.folder or Path(tempfile.mkdtemp())).resolve()
+    expected = undisturbed(place)
     done, round_ = 0, 0
-    started = time.perf_counter()
-    run_to_the_end(whole)
-    expected = digests(whole)
-    seconds = time.perf_counter() - started
-    print(f"undisturbed: {seconds:.0f} s, {len(expected)} files to compare", flush=True)
     while done < parsed.kills:
-        shutil.rmtree(killed)
-        copy_tree(killed)
-        done += run_with_kills(killed, parsed.kills - done, SHARE * seconds, parsed.seed + round_)
+        killed = copy_tree(place / "killed")
+        done += run_with_kills(killed, parsed.kills - done, parsed.longest, parsed.seed + round_)
         round_ += 1
         differ = differing(expected, digests(killed))
         if differ:
             raise SystemExit(f"\nafter {done} kills {len(differ)} files in {place} differ: {', '.join(differ[:10])}")
-    shutil.rmtree(place)
+        shutil.rmtree(killed)
+    if parsed.folder is None:
+        shutil.rmtree(place)
     print(f"\n{done} kills over {round_} whole plan(s): {len(expected)} files are the same, and no temporary file is left")
 
 

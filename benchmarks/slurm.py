@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.kills import PLAN, copy_tree, differing, digests, run_to_the_end
+from benchmarks.kills import PLAN, copy_tree, differing, digests, undisturbed
 from common.cli import ROOT
 
 SCRIPTS = ROOT / "tests" / "slurm"
@@ -92,12 +92,10 @@ def wait_for_all() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--deaths", type=int, default=6, help="of nodes, and as many preemptions of jobs (default: 6)")
+    parser.add_argument("--folder", type=Path, help="as in benchmarks.kills, which may share it")
     parsed = parser.parse_args()
-    place = Path(tempfile.mkdtemp())  # which stays where a plan fails or files differ
-    whole, submitted = (copy_tree(place / tree) for tree in ("whole", "submitted"))
-    started = time.perf_counter()
-    run_to_the_end(whole)
-    print(f"local run: {time.perf_counter() - started:.0f} s", flush=True)
+    place = (parsed.folder or Path(tempfile.mkdtemp())).resolve()
+    expected, submitted = undisturbed(place), copy_tree(place / "submitted")
     (submitted / "cluster.yaml").write_text(CLUSTER)
     dead = preempted = 0
     with two_nodes(place / "slurm"):
@@ -107,11 +105,10 @@ def main() -> None:
             time.sleep(20)  # a node that has come back takes part again
             preempted += bool(preempt(submitted))
         wait_for_all()
-    expected = digests(whole)
     differ = differing(expected, digests(submitted))
     if differ:
         raise SystemExit(f"{dead} jobs died, {preempted} were preempted: {len(differ)} files in {place} differ: {differ[:10]}")
-    shutil.rmtree(place)
+    shutil.rmtree(submitted if parsed.folder else place)
     print(f"{dead} jobs died with their nodes, {preempted} were preempted: {len(expected)} files are the same")
 
 
