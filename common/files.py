@@ -54,8 +54,8 @@ def _remove_abandoned(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a folder, which is made where it is missing. Other processes that ask for it wait.
+def locked(folder: Path, wait: bool = True) -> Iterator[int]:
+    """Hold the lock of a folder, which is made where it is missing, and give its file descriptor. Other processes wait for it.
 
     The lock is released when the block ends or the process dies. It is for files that belong together; one file alone needs no
     lock. A process must not ask for a lock that it holds. Without `wait`, raises BlockingIOError where another process has it.
@@ -63,7 +63,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield file.fileno()
 
 
 def make_folder(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.cli import ROOT
 from common.errors import UserError
@@ -90,12 +91,14 @@ def _ready(waiting: Sequence[Job], states: dict[str, str], count: int) -> list[J
 class Processes:
     """The processes that run. As a context, it ends them if it is left by an exception, such as Ctrl-C.
 
-    Ctrl-C in a terminal reaches them too, but a process that is still importing may miss it.
+    Ctrl-C in a terminal reaches them too, but a process that is still importing may miss it. SIGTERM, and SIGHUP of a terminal
+    that is closed, count as Ctrl-C.
     """
 
     def __init__(self) -> None:
         self.running: set[subprocess.Popen[bytes]] = set()
         self.stopped = False
+        self.handlers: dict[signal.Signals, Any] = {}  # those before
 
     def add(self, process: subprocess.Popen[bytes]) -> None:
         self.running.add(process)
@@ -103,9 +106,14 @@ class Processes:
             process.terminate()
 
     def __enter__(self) -> Processes:
+        for name in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(name) is signal.SIG_DFL:  # `nohup` ignores SIGHUP
+                self.handlers[name] = signal.signal(name, signal.default_int_handler)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for name, handler in self.handlers.items():
+            signal.signal(name, handler)
         self.stopped = kind is not None
         for process in [*self.running] if self.stopped else []:
             process.terminate()
@@ -133,6 +141,7 @@ def _run_job(job: Job, deadline: float, environment: dict[str, str], processes: 
             env={**os.environ, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
+            close_fds=False,  # so that the lock of `only_launcher` is held while the job runs, should the launcher be killed
         )
         processes.add(process)
         try:
@@ -169,16 +178,18 @@ def slot_environment(slot: int, workers: int, gpus: int | None = None, cores: in
 def only_launcher(folders: Sequence[Path]) -> Iterator[None]:
     """Hold a lock on each data set's folder while its jobs run, so that no two launchers run the same jobs.
 
-    The operating system frees the lock when its holder ends, however it ends. Raises UserError where another launcher holds it.
+    Jobs inherit the lock. The operating system frees it when the launcher and its jobs have ended, however they end. Raises
+    UserError where another launcher, or a job that it left behind, holds it.
     """
     from common.files import locked  # not above: it imports PyTorch, which would make --help slow
 
     with ExitStack() as stack:
         for folder in folders:
             try:
-                stack.enter_context(locked(ROOT / "logs" / folder.name, wait=False))
+                os.set_inheritable(stack.enter_context(locked(ROOT / "logs" / folder.name, wait=False)), True)
             except BlockingIOError as error:
                 raise UserError(
-                    f"another all-train-all.sh is running the jobs of {folder.name} here: wait for it, or stop it first."
+                    f"another all-train-all.sh, or a job of one that was killed, is running the jobs of {folder.name} here: "
+                    "wait for it, or stop it first."
                 ) from error
         yield

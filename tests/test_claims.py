@@ -78,14 +78,18 @@ def test_a_tenth_is_relative() -> None:
 
 
 def test_advreg_is_judged_in_the_papers_setting_only() -> None:
-    def advreg(auc: float, alpha: float = 6, attack_batches: int = 0, schedule: str = "released") -> Results:
+    def advreg(
+        auc: float, alpha: float = 6, attack_batches: int = 0, schedule: str = "released", accuracy: float = 0.45
+    ) -> Results:
         results = setting(undefended=[0.8, 0.7, 0.7, 0.7], advreg=[auc, 0.7, 0.7, 0.7])
         options = {"alpha": alpha, "attack_batches": attack_batches, "schedule": schedule}
         results.evaluations["cifar10, small"]["advreg", None]["config"] = {"defenses": {"advreg": options}}
+        results.evaluations["cifar10, small"]["advreg", None]["accuracy"] = {"non_members": accuracy}
         return results
 
     assert holds(rules.advreg_protects, advreg(0.74)) == [True]
     assert holds(rules.advreg_protects, advreg(0.76, attack_batches=26)) == [False]
+    assert holds(rules.advreg_protects, advreg(0.5, accuracy=0.39)) == [False]  # it has learned too little
     for other in (advreg(0.74, alpha=2), advreg(0.74, attack_batches=2), advreg(0.74, schedule="paper")):
         assert holds(rules.advreg_protects, other) == []
     both = advreg(0.76, alpha=2)

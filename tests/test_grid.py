@@ -132,6 +132,7 @@ def test_time_runs_out(workspace: Path, tiny: Path) -> None:
         (["synthetic", "--defense", "hamp", "--grid", "gamma=0.5,1.5"], "gamma must lie in 0..1"),
         (["synthetic", "--defense", "hamp", "--grid", "gamma="], "names no values"),
         (["synthetic", "--defense", "hamp", "--grid", "0.5"], "names no values"),
+        (["synthetic", "--defense", "hamp", "--grid", "alpha=0.001", "alpha=0.01"], "names alpha twice"),
         (["synthetic", "--defense", "advreg"], "no default grid for advreg"),
         (["synthetic", "--defense", "memguard", "--grid", "epsilon=0.5"], "it has no grid"),
         (["synthetic", "--defense", "hamp", "--minutes", "0"], "--minutes must be positive"),

@@ -14,6 +14,7 @@ from conftest import ROOT, Call, refusal, run_script, script_environment, tiny_r
 
 from common import launch
 from common.defenses import with_options
+from common.errors import UserError
 from common.experiments.plan import DONE, MISSING, Job
 from common.files import differences
 from common.workers import only_launcher, run_jobs, slot_environment
@@ -179,9 +180,42 @@ def test_a_second_launcher_is_refused_until_the_first_is_dead(workspace: Path, t
     with subprocess.Popen([sys.executable, "-c", holding], cwd=tree, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         refused = run_script(tree, *command)
-        assert refused.code == 2 and "another all-train-all.sh is running the jobs of synthetic" in refused.err
+        assert refused.code == 2 and "another all-train-all.sh" in refused.err and "the jobs of synthetic" in refused.err
         holder.kill()
     assert "out of time" in run_script(tree, *command).out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_launcher_alone(number: signal.Signals, tmp_path: Path) -> None:
+    """Its job ends with it, or, where the launcher cannot see the signal, keeps others from running the same jobs."""
+    code = (
+        "import sys; from pathlib import Path; from common.cli import run_script\n"
+        "from common.experiments.plan import MISSING, Job\n"
+        "from common.workers import only_launcher, run_jobs\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "sleep = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'\n"
+        "job = Job('sleep', (sys.executable, '-c', sleep), (), lambda: MISSING, folder / 'log')\n"
+        "def main(*_):\n"
+        "    with only_launcher([folder]): run_jobs([job])\n"
+        "run_script(main, folder)"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    log, deadline = tmp_path / "log", time.monotonic() + 60
+    while not (log.is_file() and log.read_text().strip()):
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    launcher.send_signal(number)
+    assert launcher.wait(60) == (-number if number == signal.SIGKILL else 130)
+    job = int(log.read_text())
+    if number == signal.SIGKILL:
+        with pytest.raises(UserError, match="a job of one that was killed"), only_launcher([tmp_path]):
+            pass
+        os.kill(job, signal.SIGKILL)
+    while Path(f"/proc/{job}").exists() and "zombie" not in Path(f"/proc/{job}/status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with only_launcher([tmp_path]):
+        pass
 
 
 def test_the_same_folder_can_be_locked_again(tmp_path: Path) -> None:

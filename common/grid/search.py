@@ -48,11 +48,12 @@ class GridRun(Run):
 def read_grid(words: Sequence[str]) -> dict[str, list[str]]:
     """The values of each option: ["gamma=0.5,0.8", "alpha=0.001"] -> {"gamma": ["0.5", "0.8"], "alpha": ["0.001"]}.
 
-    A value that is repeated counts once. Raises UserError for a word of another form.
+    A value that is repeated counts once. Raises UserError for a word of another form and for an option that is named twice.
     """
-    grid = {}
+    grid: dict[str, list[str]] = {}
     for word in words:
         option, _, values = word.partition("=")
+        require(option not in grid, f"--grid names {option} twice: write all its values as {option}=VALUE,VALUE.")
         grid[option] = list(dict.fromkeys(value for value in values.split(",") if value))
         require(bool(option and grid[option]), f"--grid {word} names no values: write it as OPTION=VALUE,VALUE.")
     return grid

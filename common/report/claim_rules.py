@@ -152,8 +152,10 @@ def advreg_protects(results: Results) -> list[Evidence]:
             if ("advreg", None) in settings and ("undefended", None) in rows:
                 options = settings["advreg", None]["config"]["defenses"]["advreg"]
                 if (options["alpha"], options["attack_batches"] or options["schedule"]) in ((6, 26), (6, "released")):
-                    a, b = best_auc(settings["advreg", None]), best_auc(rows["undefended", None])
-                    evidence.append(Evidence(where, f"best AUC of advreg {a:.3f}, of undefended {b:.3f}", a <= b - 0.05))
+                    pair = settings["advreg", None], rows["undefended", None]
+                    (a, b), (kept, had) = map(best_auc, pair), (row["accuracy"]["non_members"] for row in pair)
+                    figures = f"best AUC {a:.3f} at test accuracy {100 * kept:.1f}%, undefended {b:.3f} at {100 * had:.1f}%"
+                    evidence.append(Evidence(where, figures, a <= b - 0.05 and kept >= had - 0.1))
     return evidence
 
 
