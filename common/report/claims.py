@@ -153,8 +153,8 @@ CLAIMS = (
     Claim(
         "AdvReg alone protects well",
         "Table III",
-        "In the paper's setting, the best AUC is at least .05 below that of the undefended classifier, and the test accuracy is "
-        "at most ten points below. The setting is alpha 6, and 26 steps of AdvReg's attacker for 2 of the classifier.",
+        "In the paper's setting, the best AUC is at least .05 below that of the undefended classifier, and the test accuracy "
+        "is at most ten points below. The setting is alpha 6, and 26 steps of AdvReg's attacker for 2 of the classifier.",
         advreg_protects,
         "bash all-train-all.sh --datasets cifar10 --defenses undefended advreg",
         remark="In the settings of the profiles small and narrow it does not (docs/findings.md).",
