@@ -23,13 +23,14 @@ from torch import nn
 from tqdm import tqdm
 
 from common.cli import ROOT, run_script
-from common.config import load_config, require
+from common.config import require
 from common.data.partition import load_split
 from common.defenses import load_defended_model, with_options
 from common.diffence.ddpm import load_reconstructor
 from common.diffence.protect import ProtectedClassifier
 from common.experiments.overhead import protected_classifiers, timed_images
 from common.files import write_json
+from common.profiles import load_config
 from common.run import Run, environment
 
 SCENARIOS = ("1", "3")

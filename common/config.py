@@ -1,23 +1,16 @@
 """Every setting of an experiment, as frozen dataclasses whose defaults are the paper's values.
 
-A profile is a YAML file in the `configs/` folder of a data set (paper.yaml, small.yaml), or a path to a YAML file of your own.
-It names only the settings that differ from the defaults. `--set train.epochs=3` changes one setting. A misspelt key, a wrong
-type or a value out of range raises UserError, which names the key. This module does not import PyTorch, because `--help`
-imports it.
+`common/profiles.py` reads them from YAML files. A value out of range raises UserError, which names the setting. This module
+does not import PyTorch, because `--help` imports it.
 """
 
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from common.errors import UserError, check_name
-
-Options = TypeVar("Options")
+from common.errors import UserError
+from common.ranges import BELOW_1, BETWEEN_0_AND_1, NOT_NEGATIVE, POSITIVE, at_least, check_range, within
 
 # Command lines check these names before they import anything slow.
 PROTOCOLS = ("clean", "released")
@@ -53,13 +46,12 @@ class Data:
     canaries: int = 0  # images with a wrong label in the pool of the shadow models, for evaluate_MIAs/worst_case.py
 
     def __post_init__(self) -> None:
-        for name in ("members", "non_members", "fit", "known", "scored"):
-            require(getattr(self, name) > 0, f"data.{name} must be at least 1, not {getattr(self, name)}.")
+        check_range(self, "data", at_least(1), "members", "non_members", "fit", "known", "scored")
+        check_range(self, "data", NOT_NEGATIVE, "reference")
         require(
             self.image_size == 0 or self.image_size >= 8,
             f"data.image_size must be at least 8 pixels, or 0 for images as they are, not {self.image_size}.",
         )
-        require(self.reference >= 0, f"data.reference must not be negative, not {self.reference}.")
         require(
             0 <= self.canaries <= self.scored,
             f"data.canaries must lie in 0..data.scored = {self.scored}, not {self.canaries}: canaries and as many random "
@@ -95,10 +87,10 @@ class Train:
     bf16: bool = False  # bfloat16 autocast, if the device computes in it natively (common/training/loop.py, `autocast`)
 
     def __post_init__(self) -> None:
-        require(self.epochs > 0, f"train.epochs must be at least 1, not {self.epochs}.")
-        require(self.batch_size > 1, f"train.batch_size must be at least 2, not {self.batch_size}.")
-        require(self.lr > 0, f"train.lr must be positive, not {self.lr}.")
-        require(self.weight_decay >= 0, f"train.weight_decay must not be negative, not {self.weight_decay}.")
+        check_range(self, "train", at_least(1), "epochs")
+        check_range(self, "train", at_least(2), "batch_size")
+        check_range(self, "train", POSITIVE, "lr")
+        check_range(self, "train", NOT_NEGATIVE, "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -125,23 +117,19 @@ class DDPM:
     bf16: bool = False  # as train.bf16, for training and reconstruction
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "layers", "groups", "save_every"):
-            require(getattr(self, name) > 0, f"ddpm.{name} must be at least 1, not {getattr(self, name)}.")
+        check_range(self, "ddpm", at_least(1), "steps", "batch_size", "layers", "groups", "save_every")
+        check_range(self, "ddpm", POSITIVE, "lr", "grad_clip")
+        check_range(self, "ddpm", NOT_NEGATIVE, "warmup")
+        check_range(self, "ddpm", BELOW_1, "dropout", "ema_decay")
+        check_range(self, "ddpm", within(1, 1000), "max_timestep")
         require(
             re.fullmatch(r"[\w-]*", self.name) is not None and self.name != "unet",
             f"ddpm.name is the name of a folder, of letters, digits, _ and -, and not unet; '{self.name}' is none.",
         )
-        require(1 <= self.max_timestep <= 1000, f"ddpm.max_timestep must lie in 1..1000, not {self.max_timestep}.")
         require(
             1 <= self.min_timestep <= self.max_timestep,
             f"ddpm.min_timestep must lie in 1..ddpm.max_timestep = {self.max_timestep}, not {self.min_timestep}.",
         )
-        for name in ("lr", "grad_clip"):
-            require(getattr(self, name) > 0, f"ddpm.{name} must be positive, not {getattr(self, name)}.")
-        for name in ("dropout", "ema_decay"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"ddpm.{name} must be at least 0 and below 1, not {value}.")
-        require(self.warmup >= 0, f"ddpm.warmup must not be negative, not {self.warmup}.")
         levels = len(self.channels)
         require(levels > 0, "ddpm.channels must have the channels of one level at least.")
         for level in self.attention:
@@ -169,8 +157,7 @@ class Diffence:
     stable: bool = False  # for serving: noise from a keyed hash of the image, so that repeated queries get one answer
 
     def __post_init__(self) -> None:
-        for name in ("grid", "js_bins", "batch"):
-            require(getattr(self, name) > 0, f"diffence.{name} must be at least 1, not {getattr(self, name)}.")
+        check_range(self, "diffence", at_least(1), "grid", "js_bins", "batch")
         require(self.n > 0, f"diffence.n (the number of candidates N) must be at least 1, not {self.n}.")
         require(1 <= self.t <= 1000, f"diffence.t (the diffusion step T) must lie in 1..1000, not {self.t}.")
         require(
@@ -197,22 +184,19 @@ class Attack:
     per_class: bool = False  # also fit a threshold for each class (Song & Mittal); overfits if known points are few
 
     def __post_init__(self) -> None:
+        check_range(self, "attack", POSITIVE, "nn_epochs", "nn_batch_size", "nn_lr", "rmia_gamma")
+        check_range(self, "attack", BETWEEN_0_AND_1, "nn_held_out", "fpr")
+        check_range(self, "attack", within(0, 1), "rmia_a")
         is_even_from_4 = self.shadows >= 4 and self.shadows % 2 == 0
         require(
             self.shadows == 0 or is_even_from_4,
             f"attack.shadows must be an even number from 4, or 0 for none, not {self.shadows}.",
         )
-        for name in ("nn_epochs", "nn_batch_size", "nn_lr", "rmia_gamma"):
-            require(getattr(self, name) > 0, f"attack.{name} must be positive, not {getattr(self, name)}.")
-        for name in ("nn_held_out", "fpr"):
-            value = getattr(self, name)
-            require(0 < value < 1, f"attack.{name} must lie between 0 and 1, both excluded, not {value}.")
-        require(0 <= self.rmia_a <= 1, f"attack.rmia_a must lie in 0..1, not {self.rmia_a}.")
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings. `defenses` has a section for each defense, which `read_options` checks."""
+    """All settings. `defenses` has a section for each defense, which `read_options` (common/profiles.py) checks."""
 
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -246,73 +230,3 @@ class Config:
             if content[section][key] == defaults[section][key]:
                 del content[section][key]
         return content
-
-
-def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
-    """The config of a row, with the defaults of settings that are newer than the row.
-
-    A config that cannot be read today, because a setting has gone or a value is refused, is returned as it is.
-    """
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))
-    except (UserError, OmegaConfBaseException, ValueError, TypeError):
-        return stored
-    assert isinstance(config, Config)
-    return config.as_dict()
-
-
-def profile_path(folder: Path, profile: str) -> Path:
-    """The YAML file of a profile: `folder`/configs/<profile>.yaml, or `profile` itself if it ends in .yaml or .yml.
-
-    Raises UserError if there is no such file.
-    """
-    if profile.endswith((".yaml", ".yml")):
-        path = Path(profile)
-        require(path.is_file(), f"there is no configuration file {path}.")
-        return path
-    path = folder / "configs" / f"{profile}.yaml"
-    profiles = sorted(file.stem for file in (folder / "configs").glob("*.yaml"))
-    check_name(f"profile of {folder.name}", profile, [*profiles, "or a path that ends in .yaml"])
-    return path
-
-
-def load_config(folder: Path, profile: str, overrides: list[str] | None = None) -> Config:
-    """Read a profile of the data set `folder` and apply `key=value` overrides. UserError names a wrong key or value."""
-    path = profile_path(folder, profile)
-    source = str(path)
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
-        source = f"--set {' '.join(overrides or [])}"
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(overrides or []))
-        config = OmegaConf.to_object(merged)
-    except UserError:
-        raise
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"{source}: {_one_line(error)}") from error
-    except Exception as error:  # a YAML syntax error, whose class depends on the YAML library
-        raise UserError(f"{source} is no readable YAML: {_one_line(error)}") from error
-    assert isinstance(config, Config)
-    return config
-
-
-def read_options(kind: type[Options], section: dict[str, Any], name: str) -> Options:
-    """The config section `defenses.<name>` as `kind`, the options dataclass of that defense. UserError names a wrong key."""
-    return read_section(kind, section, f"defenses.{name}")
-
-
-def read_section(kind: type[Options], section: Any, source: str) -> Options:
-    """A section of YAML as `kind`, a dataclass. UserError names the `source` and the wrong key or value."""
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), section))  # type: ignore[return-value]
-    except UserError:
-        raise
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"{source}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    """An error message of OmegaConf on one line, with its key and without the lines about object types."""
-    text = str(error)
-    key = re.search(r"full_key: (\S+)", text)
-    first = " ".join(line for line in text.splitlines() if line and not line.startswith((" ", "\t"))) or text
-    return f"{first} (key {key.group(1)})" if key else first

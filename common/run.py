@@ -28,8 +28,9 @@ from typing import Any
 import torch
 
 from common.cli import DEFAULT_PROFILE
-from common.config import Config, load_config
+from common.config import Config
 from common.errors import UserError
+from common.profiles import load_config
 from common.seeds import derive_seed
 
 SCHEMA = 2  # the version of a row's keys; rows of schema 1 lack `schema` and `versions`, and some lack `kind`

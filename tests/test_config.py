@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import DATASETS, ROOT, tiny_run, write_profile
 
-from common.config import Config, Data, load_config, read_options
+from common.config import Config, Data
 from common.defenses import DEFENSES
 from common.defenses.hamp import Options as HAMP
 from common.errors import UserError
+from common.profiles import load_config, read_options
 from common.training.targets import target_classifier
 
 SYNTHETIC = ROOT / "synthetic"

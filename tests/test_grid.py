@@ -11,7 +11,7 @@ from conftest import ROOT, Call, refusal, run_script, tiny_run
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from common.config import Config, load_config
+from common.config import Config
 from common.data.partition import Examples, Split, load_split
 from common.defenses import DefendedModel, with_options
 from common.errors import UserError
@@ -19,6 +19,7 @@ from common.grid import search
 from common.grid.__main__ import GRIDS
 from common.grid.__main__ import main as grid_main
 from common.grid.search import grid_runs, pareto, read_grid
+from common.profiles import load_config
 from common.run import Run
 from common.training.loop import predict
 from common.training.targets import target_classifier

@@ -13,13 +13,14 @@ from faces import make_folders, make_utkface, save_image
 from omegaconf import OmegaConf
 
 from common.commands import data_partition, evaluate_mia, train_ddpm, train_defense
-from common.config import DDPM, load_config
+from common.config import DDPM
 from common.data import DATASETS
 from common.data.own import Description, own_datasets
 from common.data.partition import load_split
 from common.diffence.ddpm import Padded, build_unet, load_reconstructor
 from common.errors import UserError
 from common.new_dataset import main, profiles
+from common.profiles import load_config
 
 CLASSES = ("cat", "dog", "owl")
 SIZE = "data.image_size=64"

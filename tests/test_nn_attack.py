@@ -10,11 +10,11 @@ from conftest import CLASSES, planted
 
 from common.attacks import ATTACKS, NNOptions, Outputs, Scores, nn
 from common.cli import ROOT
-from common.config import load_config
 from common.errors import UserError
 from common.metrics import privacy as metrics
 from common.metrics.privacy import Floats
 from common.pair import Pair
+from common.profiles import load_config
 
 QUICK = NNOptions(nn_epochs=20)
 

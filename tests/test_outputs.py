@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import ROOT, tiny_run
 
-from common.config import load_config
 from common.data.partition import Split, load_split
 from common.defenses import DEFENSES, with_options
 from common.diffence.candidates import shards
@@ -15,6 +14,7 @@ from common.errors import UserError
 from common.experiments.collect import collect
 from common.files import save_checkpoint
 from common.pair import SIDES
+from common.profiles import load_config
 from common.run import Run
 from common.training.targets import ANSWER_OPTIONS, load_target, model_path, settings_of, target_classifier
 

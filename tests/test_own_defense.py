@@ -11,11 +11,12 @@ import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from common.config import Config, Data, Model, Train, load_config
+from common.config import Config, Data, Model, Train
 from common.data.partition import Examples, Split
 from common.defenses import DEFENSES, Defense, with_options
 from common.errors import UserError
 from common.grid.search import grid_runs
+from common.profiles import load_config
 from common.run import Run
 from common.training.targets import load_target, model_path, target_classifier
 

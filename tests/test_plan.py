@@ -8,13 +8,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from common.config import Attack, Config, load_config
+from common.config import Attack, Config
 from common.defenses import DEFENSES, with_options
 from common.errors import UserError
 from common.experiments.plan import DONE, MISSING, OTHER, Job, plan_jobs
 from common.experiments.shadow_models import shadow_run
 from common.files import save_checkpoint, write_json
 from common.launch import PRIORITY
+from common.profiles import load_config
 from common.run import Run
 from common.training.targets import model_path, settings_of
 

@@ -25,13 +25,14 @@ from torchvision.utils import save_image
 from common import attacks
 from common.attacks import ATTACKS, METRIC_ATTACKS, NNOptions, Outputs
 from common.audit import audit
-from common.config import DDPM, load_config
+from common.config import DDPM
 from common.data import DATASETS, Dataset, sources
 from common.defenses import DEFENSES
 from common.diffence.ddpm import build_unet
 from common.diffence.protect import ProtectedClassifier
 from common.metrics.privacy import auc
 from common.pair import Pair
+from common.profiles import load_config
 from common.report.load import by_setting, read_rows
 from common.report.rows import name_columns
 

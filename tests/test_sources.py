@@ -17,11 +17,11 @@ import torchvision.datasets
 from conftest import ROOT, SHARED, Call, refusal
 
 from common.commands import data_partition
-from common.config import load_config
 from common.data import DATASETS
 from common.data.partition import draw_indices
 from common.data.sources import Source
 from common.errors import UserError
+from common.profiles import load_config
 
 FOLDER = "cifar-10-batches-py"
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.config import PROTOCOLS, SCENARIOS, load_config, require
+from common.config import PROTOCOLS, SCENARIOS, require
 from common.errors import check_name
+from common.profiles import load_config
 
 if TYPE_CHECKING:
     from common.run import Run

@@ -25,6 +25,7 @@ from common.config import Train, require
 from common.data import DATASETS
 from common.data.partition import Examples, Split
 from common.errors import check_name
+from common.ranges import NOT_NEGATIVE, POSITIVE, check_range
 from common.run import Run
 from common.seeds import derive_seed
 from common.training import Objective, Stateful, options_of, target_classifier, train_target
@@ -54,9 +55,9 @@ class Options:
     def __post_init__(self) -> None:
         check_name("penalty of defenses.advreg", self.penalty, get_args(Penalty))
         check_name("schedule of defenses.advreg", self.schedule, SCHEDULES)
-        for name in ("alpha", "attack_batches", "defender_batches", "warmup_epochs", "warmup_attack_passes"):
-            require(getattr(self, name) >= 0, f"defenses.advreg.{name} must not be negative, not {getattr(self, name)}.")
-        require(self.attack_lr > 0, f"defenses.advreg.attack_lr must be positive, not {self.attack_lr}.")
+        steps = ("attack_batches", "defender_batches", "warmup_epochs", "warmup_attack_passes")
+        check_range(self, "defenses.advreg", NOT_NEGATIVE, "alpha", *steps)
+        check_range(self, "defenses.advreg", POSITIVE, "attack_lr")
 
     @property
     def steps_per_round(self) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from torch import nn
 from common.config import Train, require
 from common.data.partition import Examples, Split
 from common.errors import UserError
+from common.ranges import BETWEEN_0_AND_1, POSITIVE, Range, at_least, check_range
 from common.run import Run
 from common.training import Objective, Stateful, options_of, target_classifier, train_target
 
@@ -49,13 +50,12 @@ class Options:
     physical_batch: int = 256  # the largest number of samples whose gradients are in memory at the same time
 
     def __post_init__(self) -> None:
-        for name in ("noise_multiplier", "target_epsilon"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"{self.section}.{name} must be at least 0 and finite, not {value}.")
-        require(self.max_grad_norm > 0, f"{self.section}.max_grad_norm must be positive, not {self.max_grad_norm}.")
+        finite = Range("be at least 0 and finite", lambda value: 0 <= value < math.inf)
+        check_range(self, self.section, finite, "noise_multiplier", "target_epsilon")
+        check_range(self, self.section, POSITIVE, "max_grad_norm")
+        check_range(self, self.section, BETWEEN_0_AND_1, "delta")
+        check_range(self, self.section, at_least(1), "physical_batch")
         require(self.groups >= 0, f"{self.section}.groups must be positive, or 0 for gcd(32, channels), not {self.groups}.")
-        require(0 < self.delta < 1, f"{self.section}.delta must lie between 0 and 1, both excluded, not {self.delta}.")
-        require(self.physical_batch > 0, f"{self.section}.physical_batch must be at least 1, not {self.physical_batch}.")
 
 
 @dataclass(frozen=True)

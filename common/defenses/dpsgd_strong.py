@@ -22,6 +22,7 @@ from torch import nn
 from common.config import Train, require
 from common.data.partition import Examples, Split
 from common.defenses import dpsgd
+from common.ranges import BELOW_1, POSITIVE, at_least, check_range
 from common.run import Run
 from common.training import Stateful, options_of, target_classifier, train_target
 
@@ -50,12 +51,11 @@ class Options(dpsgd.Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "views"):
-            require(getattr(self, name) > 0, f"{self.section}.{name} must be at least 1, not {getattr(self, name)}.")
-        require(self.batch_size > 1, f"{self.section}.batch_size must be at least 2, not {self.batch_size}.")
-        require(self.lr > 0, f"{self.section}.lr must be positive, not {self.lr}.")
-        require(self.shift >= 0, f"{self.section}.shift must be at least 0, not {self.shift}.")
-        require(0 <= self.ema_decay < 1, f"{self.section}.ema_decay must be at least 0 and below 1, not {self.ema_decay}.")
+        check_range(self, self.section, at_least(1), "epochs", "views")
+        check_range(self, self.section, at_least(2), "batch_size")
+        check_range(self, self.section, POSITIVE, "lr")
+        check_range(self, self.section, at_least(0), "shift")
+        check_range(self, self.section, BELOW_1, "ema_decay")
 
 
 class StandardisedConv2d(nn.Conv2d):

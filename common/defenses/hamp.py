@@ -20,6 +20,7 @@ from common.config import Train, require
 from common.data import DATASETS
 from common.data.partition import Examples, Split
 from common.models import Classifier
+from common.ranges import NOT_NEGATIVE, check_range
 from common.run import Run
 from common.seeds import derive_seed
 from common.training import Objective, options_of, target_classifier, train_target
@@ -40,7 +41,7 @@ class Options:
 
     def __post_init__(self) -> None:
         require(0 <= self.gamma < 1, f"defenses.hamp.gamma must lie in 0..1, 1 excluded, not {self.gamma}.")
-        require(self.alpha >= 0, f"defenses.hamp.alpha must not be negative, not {self.alpha}.")
+        check_range(self, "defenses.hamp", NOT_NEGATIVE, "alpha")
 
 
 def top_probability(classes: int, gamma: float, search: Literal["released", "exact"] = "released") -> float:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from common.config import Data, Train, require
 from common.data import DATASETS
 from common.data.partition import Examples, Split, unscored_members
+from common.ranges import POSITIVE, at_least, check_range, within
 from common.run import Run
 from common.seeds import derive_seed, image_keys
 from common.training import Objective, Stateful, fit, options_of, predict, target_classifier
@@ -46,10 +47,9 @@ class Options:
     batch_size: int = 64  # of the training of the guard
 
     def __post_init__(self) -> None:
-        require(0 <= self.epsilon <= 2, f"defenses.memguard.epsilon must lie in 0..2, not {self.epsilon}.")
-        for name in ("steps", "epochs", "batch_size"):
-            require(getattr(self, name) > 0, f"defenses.memguard.{name} must be at least 1, not {getattr(self, name)}.")
-        require(self.lr > 0, f"defenses.memguard.lr must be positive, not {self.lr}.")
+        check_range(self, "defenses.memguard", within(0, 2), "epsilon")
+        check_range(self, "defenses.memguard", at_least(1), "steps", "epochs", "batch_size")
+        check_range(self, "defenses.memguard", POSITIVE, "lr")
 
 
 class Guard(nn.Module):

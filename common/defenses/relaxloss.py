@@ -19,6 +19,7 @@ from torch import nn
 from common.config import Train, require
 from common.data import DATASETS
 from common.data.partition import Examples, Split
+from common.ranges import NOT_NEGATIVE, check_range
 from common.run import Run
 from common.training import Objective, options_of, target_classifier, train_target
 
@@ -36,7 +37,7 @@ class Options:
     detach: bool = False  # whether no gradient flows through the flattened target
 
     def __post_init__(self) -> None:
-        require(self.alpha >= 0, f"defenses.relaxloss.alpha must not be negative, not {self.alpha}.")
+        check_range(self, "defenses.relaxloss", NOT_NEGATIVE, "alpha")
         require(0 < self.upper <= 1, f"defenses.relaxloss.upper must lie in 0..1, 0 excluded, not {self.upper}.")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import ROOT
-from common.config import require, with_defaults
+from common.config import require
 from common.data.partition import partition_settings
 from common.defenses import DEFENSES
 from common.diffence.candidates import candidate_settings, candidates_dir, missing_shards
@@ -18,6 +18,7 @@ from common.experiments.forecast import Forecast, Training, of_candidates, of_dd
 from common.experiments.shadow_models import shadow_run
 from common.experiments.variants import SHADOWS, VARIANTS, run_of, worst_case
 from common.files import differences, read_json
+from common.profiles import with_defaults
 from common.report.rows import result_file
 from common.run import Run
 from common.training.loop import checkpoint_facts

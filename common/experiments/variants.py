@@ -7,8 +7,8 @@ folder of their own. What it shares with the profile's own plan, such as trained
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from common.config import load_config
 from common.defenses import DEFENSES, with_options
+from common.profiles import load_config
 from common.run import Run
 
 ARCHITECTURES = {"densenet121": 32, "vgg16": 64, "vit": 512}  # beside ResNet-18, with their published widths

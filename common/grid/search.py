@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from common.attacks import METRIC_ATTACKS, Outputs
 from common.attacks.contract import shuffle_membership
-from common.config import load_config, require
+from common.config import require
 from common.data.partition import Split, evaluation_pools
 from common.defenses import DEFENSES, load_defended_model, with_options
 from common.files import write_text
 from common.metrics.privacy import auc
+from common.profiles import load_config
 from common.report.figures import draw_trade_off
 from common.run import Run, environment
 from common.seeds import derive_seed

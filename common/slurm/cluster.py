@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from common.config import read_section, require
+from common.config import require
 from common.errors import UserError, check_name
+from common.profiles import read_section
 
 # Options of sbatch that follow from the plan.
 OURS = ("array", "chdir", "dependency", "error", "job-name", "open-mode", "output", "requeue", "signal")

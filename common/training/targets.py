@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.config import Options, read_options
 from common.data import DATASETS
 from common.data.partition import Split
 from common.errors import UserError
 from common.files import load_checkpoint, refuse_other_config
 from common.models import build_classifier
+from common.profiles import Options, read_options
 from common.run import Run
 from common.seeds import derive_seed
 from common.training.loop import Objective, checkpoint_facts, fit
