@@ -1,5 +1,6 @@
 """The ranges of settings, and the check that refuses a value outside of them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,12 +36,12 @@ BETWEEN_0_AND_1 = Range("lie between 0 and 1, both excluded", lambda value: 0 < 
 
 
 def check_range(settings: object, section: str, allowed: Range, *names: str) -> None:
-    """Raise UserError for the first of the named fields of `settings` whose value is not allowed.
+    """Raise UserError for the first of the named fields of `settings` whose value is not allowed, or not finite.
 
     settings: a dataclass.
     section: its section of the config, such as "train", for the message.
     """
     for name in names:
         value = getattr(settings, name)
-        if not allowed.holds(value):
+        if not (math.isfinite(value) and allowed.holds(value)):
             raise UserError(f"{section}.{name} must {allowed.words}, not {value}.")

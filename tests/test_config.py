@@ -179,6 +179,8 @@ def test_overrides_win_and_the_last_wins() -> None:
         ("train.epochs=0", ["train.epochs", "at least 1"]),
         ("train.batch_size=1", ["train.batch_size", "at least 2"]),
         ("train.lr=-1", ["train.lr", "positive", "-1"]),
+        ("train.lr=inf", ["train.lr", "positive", "inf"]),
+        ("ddpm.warmup=-1", ["ddpm.warmup", "negative", "-1"]),
         ("train.weight_decay=-1", ["train.weight_decay", "negative", "-1"]),
         ("ddpm.lr=0", ["ddpm.lr", "positive"]),
         ("ddpm.dropout=1", ["ddpm.dropout", "below 1"]),

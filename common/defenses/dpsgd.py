@@ -29,7 +29,7 @@ from torch import nn
 from common.config import Train, require
 from common.data.partition import Examples, Split
 from common.errors import UserError
-from common.ranges import BETWEEN_0_AND_1, POSITIVE, Range, at_least, check_range
+from common.ranges import BETWEEN_0_AND_1, NOT_NEGATIVE, POSITIVE, at_least, check_range
 from common.run import Run
 from common.training import Objective, Stateful, options_of, target_classifier, train_target
 
@@ -50,8 +50,7 @@ class Options:
     physical_batch: int = 256  # the largest number of samples whose gradients are in memory at the same time
 
     def __post_init__(self) -> None:
-        finite = Range("be at least 0 and finite", lambda value: 0 <= value < math.inf)
-        check_range(self, self.section, finite, "noise_multiplier", "target_epsilon")
+        check_range(self, self.section, NOT_NEGATIVE, "noise_multiplier", "target_epsilon")
         check_range(self, self.section, POSITIVE, "max_grad_norm")
         check_range(self, self.section, BETWEEN_0_AND_1, "delta")
         check_range(self, self.section, at_least(1), "physical_batch")
