@@ -156,6 +156,7 @@ def test_a_root_that_cannot_be_made(tmp_path: Path, no_network: None) -> None:
 def test_root_goes_before_the_environment_variable(
     tmp_path: Path, no_network: None, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("DIFFENCE_DATA", raising=False)
     (tmp_path / "svhn" / "configs").mkdir(parents=True)
     (tmp_path / "svhn" / "configs" / "paper.yaml").touch()
     assert f"under {tmp_path}/svhn/data and" in refusal(call(data_partition, tmp_path / "svhn"))
