@@ -95,6 +95,15 @@ def test_little_noise_protects_little_and_averages_are_more_accurate(defense: st
     assert 0.08 < average["diffence"]["labels_changed"]["non_members"] / average["scored"]["non_members"] < 0.13
 
 
+def test_advreg_in_the_papers_setting_protects_but_learns_little() -> None:
+    changed = ("alpha=6", "attack_batches=26", "attack_lr=0.0001")
+    rows = by_name("synthetic", "-".join([SMALL, *(f"defenses.advreg.{change}" for change in changed)]))
+    without, undefended = rows["advreg", None], by_name("synthetic")["undefended", None]
+    assert round(without["best"]["auc"], 2) == 0.59 and round(undefended["best"]["auc"] - without["best"]["auc"], 1) == 0.2
+    assert without["accuracy"] == {"members": pytest.approx(1 / 3, abs=0.02), "non_members": pytest.approx(1 / 4, abs=0.02)}
+    assert all(rows["advreg", scenario]["best"]["auc"] == pytest.approx(0.54, abs=0.01) for scenario in ("1", "2", "3"))
+
+
 def test_what_the_remark_on_memguards_queries_says() -> None:
     rows = (
         json.loads((ROOT / f"results/synthetic/{SMALL}/overhead-{name}-batch50-100images.json").read_text())
