@@ -34,6 +34,13 @@ def test_every_job_comes_after_those_it_needs(tmp_path: Path) -> None:
     assert sum(name.startswith("synthetic train selena ") for name in seen) == 25
 
 
+def test_a_profile_of_ones_own_is_found_from_where_jobs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = with_options(Run(ROOT / "synthetic", "mine.yaml", Config(), 0, torch.device("cpu")))
+    for job in plan_jobs([run], ["undefended"], ["1"], "clean"):
+        assert job.words[job.words.index("--profile") + 1] == str(tmp_path / "mine.yaml")
+
+
 def test_memguard_brings_the_training_it_guards(tmp_path: Path) -> None:
     jobs = {job.name: job for job in planned(tmp_path, "memguard")}
     assert "synthetic train undefended" in jobs["synthetic train memguard"].needs

@@ -87,7 +87,9 @@ class Plan:
                 return job.name
         kind, run, what = what.split()[0], self.run, f"{self.variant} {what}".strip()
         interpreter, script, *arguments = command.split()
-        words = [interpreter, f"{run.dataset}/{script}", *arguments, "--profile", run.profile]
+        is_path = run.profile.endswith((".yaml", ".yml"))
+        profile = str(Path(run.profile).resolve()) if is_path else run.profile  # jobs run in ROOT
+        words = [interpreter, f"{run.dataset}/{script}", *arguments, "--profile", profile]
         words += [word for override in run.overrides for word in ("--set", override)]
         if script != "data_partition.py":  # which depends on neither
             words += ["--seed", str(run.seed), "--device", self.device]
