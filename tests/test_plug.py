@@ -151,6 +151,13 @@ def test_a_classifier_must_return_logits(bad: nn.Module, returned: str) -> None:
         protect(bad, unet(), n=1, seed=0, device="cpu")(images(2))
 
 
+def test_a_binary_classifier_must_return_two_logits() -> None:
+    """The label of one logit would always be 0, so that candidates of the other label would be released."""
+    binary = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE[0] * SIZE[1], 1))
+    with pytest.raises(UserError, match=r"at least 2 logits for each image, not 1: .* returns \(0, z\)"):
+        protect(binary, unet(), size=SIZE, n=1, seed=0, device="cpu")
+
+
 def test_a_classifier_that_returns_probabilities_is_refused() -> None:
     with pytest.raises(UserError, match="returns probabilities, which sum to 1: leave out its softmax"):
         protect(nn.Sequential(classifier(), nn.Softmax(1)), unet(), size=SIZE, n=1, device="cpu")

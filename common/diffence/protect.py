@@ -240,7 +240,11 @@ def check_images(images: torch.Tensor) -> None:
 
 
 def check_logits(logits: Any, count: int) -> None:
-    """Raise UserError for anything but a tensor [count, C]."""
+    """Raise UserError for anything but a tensor [count, C] with C >= 2."""
     if not torch.is_tensor(logits) or logits.ndim != 2 or len(logits) != count:
         returned = f"the shape {list(logits.shape)}" if torch.is_tensor(logits) else f"a {type(logits).__name__}"
         raise UserError(f"the classifier must return logits of the shape [B, C], not {returned}.")
+    if logits.shape[1] < 2:
+        raise UserError(
+            "the classifier must return at least 2 logits for each image, not 1: a binary one with the logit z returns (0, z)."
+        )
