@@ -130,6 +130,20 @@ def test_a_timm_classifier() -> None:
     assert torch.equal(made(x).argmax(1), bare(Normalize(config["mean"], config["std"])(x)).argmax(1))
 
 
+def test_a_call_puts_the_classifier_back_into_evaluation_mode() -> None:
+    """Also where one layer was switched to training mode by somebody who has the classifier."""
+    net = nn.Sequential(nn.Dropout(0.5), classifier())
+    made = protect(net, unet(), size=SIZE, n=2, seed=0, device="cpu")
+    x, queries = images(4), torch.arange(4)
+    expected = made(x, queries)
+    for switched in (net, net[0]):
+        switched.train()
+        assert torch.equal(made(x, queries), expected)
+        assert not net[0].training
+    net.train()
+    np.testing.assert_array_equal(made.all_logits(x, queries).original, net(x).detach().numpy())
+
+
 def test_transforms() -> None:
     x, net = images(2), classifier()
     for transform in (Normalize((0.5,) * 3, (0.2,) * 3), transforms_v2.Normalize([0.5] * 3, [0.2] * 3)):
@@ -138,6 +152,21 @@ def test_transforms() -> None:
     assert normalised(net) is net
     with pytest.raises(UserError, match="must be torchvision's Normalize"):
         normalised(net, lambda x: x)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_a_classifier_of_another_type_gets_images_of_its_type(tmp_path: Path, kind: torch.dtype) -> None:
+    """And gives float32 logits, also behind a normalisation, and after it was saved."""
+    x, net = images(3), classifier().to(kind)
+    transform = Normalize((0.5,) * 3, (0.2,) * 3)
+    made = protect(net, unet(), size=SIZE, transform=transform, n=2, seed=0, device="cpu")
+    expected = net(transform(x.to(kind).float()).to(kind)).float()
+    torch.testing.assert_close(made.logits(x), expected)
+    answers = made(x)
+    assert answers.dtype == torch.float32
+    assert torch.equal(answers.argmax(1), expected.argmax(1))
+    made.save_pretrained(tmp_path)
+    assert torch.equal(ProtectedClassifier.from_pretrained(tmp_path, device="cpu")(x), answers)
 
 
 class Tuple(nn.Module):
@@ -154,13 +183,34 @@ def test_a_classifier_must_return_logits(bad: nn.Module, returned: str) -> None:
 def test_a_binary_classifier_must_return_two_logits() -> None:
     """The label of one logit would always be 0, so that candidates of the other label would be released."""
     binary = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE[0] * SIZE[1], 1))
-    with pytest.raises(UserError, match=r"at least 2 logits for each image, not 1: .* returns \(0, z\)"):
+    with pytest.raises(UserError, match=r"at least 2 logits for each image, not 1: .* return \(0, z\)"):
         protect(binary, unet(), size=SIZE, n=1, seed=0, device="cpu")
 
 
-def test_a_classifier_that_returns_probabilities_is_refused() -> None:
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_classifier_that_returns_probabilities_is_refused(kind: torch.dtype) -> None:
+    """At once where the size is known, else at the first call."""
+    net = nn.Sequential(classifier(), nn.Softmax(1)).to(kind)
     with pytest.raises(UserError, match="returns probabilities, which sum to 1: leave out its softmax"):
-        protect(nn.Sequential(classifier(), nn.Softmax(1)), unet(), size=SIZE, n=1, device="cpu")
+        protect(net, unet(), size=SIZE, n=1, device="cpu")
+    made = protect(net, unet(), n=1, device="cpu")
+    with pytest.raises(UserError, match="returns probabilities, which sum to 1: leave out its softmax"):
+        made(images(2))
+
+
+class Clipped(nn.Module):
+    """Its logits sum to 1 for black images, and to 3 for others."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([1.0, 0.0, 0.0]) + (images.amax((1, 2, 3)) > 0)[:, None]
+
+
+def test_logits_that_sum_to_1_by_chance_are_served() -> None:
+    made = protect(Clipped(), unet(), n=1, device="cpu")
+    x = images(2)
+    x[0] = 0
+    assert made(x).shape == (2, 3)
+    assert made(x[:1]).shape == (1, 3)
 
 
 def test_classifiers_from_files_and_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,7 @@ class Dark(nn.Module):
     """NaN for all but white images."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.where(images[:, :1, 0, 0] == 1, torch.tensor([[1.0, 0.0]]), torch.nan)
+        return torch.where(images[:, :1, 0, 0] == 1, torch.tensor([[2.0, 0.0]]), torch.nan)
 
 
 def halve(images: torch.Tensor, queries: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,12 @@ def normalised(classifier: nn.Module, transform: Any = None) -> nn.Module:
     return nn.Sequential(transform, classifier)
 
 
+def in_its_type(images: torch.Tensor, classifier: nn.Module) -> torch.Tensor:
+    """The images in the type of the classifier's weights: that of its first floating-point parameter, if there is one."""
+    types = (weight.dtype for weight in classifier.parameters() if weight.is_floating_point())
+    return images.to(next(types, images.dtype))
+
+
 def crop_size(transform: Any) -> tuple[int, int] | None:
     """(H, W) of the images that the transforms of torchvision's pretrained weights make. None for any other transform."""
     size = getattr(transform, "crop_size", None)
@@ -103,7 +109,8 @@ def save_classifier(classifier: nn.Module, folder: Path, size: tuple[int, int]) 
         batches = ({0: torch.export.Dim.AUTO},)
         with torch.no_grad():  # on the CPU, so that the program is not bound to a GPU
             on_cpu = copy.deepcopy(classifier).cpu()
-            program = torch.export.export(on_cpu, (torch.zeros(2, 3, *size),), dynamic_shapes=batches)
+            images = in_its_type(torch.zeros(2, 3, *size), on_cpu)
+            program = torch.export.export(on_cpu, (images,), dynamic_shapes=batches)
     except Exception as error:  # of torch.export, of torch.fx and of sympy, according to what it cannot follow
         raise UserError(
             f"torch.export cannot follow the classifier ({type(error).__name__}): save without it, by "

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.diffence.classifiers import in_its_type
 from common.diffence.ddpm import load_reconstructor
 from common.diffence.reconstruct import Reconstructor
 from common.diffence.saved import read_parts, write_parts
@@ -23,7 +24,8 @@ NUMBERING = threading.Lock()  # not an attribute, because a module with a lock c
 class ProtectedClassifier(nn.Module):
     """A classifier behind Diffence: images [B, 3, H, W] in [0, 1] -> logits [B, C].
 
-    It works with any batch size from 1, needs no labels, and runs on the CPU and on a GPU.
+    It works with any batch size from 1, needs no labels, and runs on the CPU and on a GPU. The classifier gets images of the
+    type of its weights. The released logits are float32.
 
     n: the most candidates that are drawn for an image.
     draws: how many candidates are drawn at a time. An image gets no further candidates once one of them qualifies. For example,
@@ -73,12 +75,17 @@ class ProtectedClassifier(nn.Module):
         self.classifier, self.reconstruct, self.selector = classifier, reconstruct, selector
         self.n, self.draws, self.batch, self.key = n, draws, batch, key
         self.size, self.classes = size, None if classes is None else list(classes)
+        self.called = False  # only the logits of the first call are checked for being probabilities
         self.served = 0  # queries that were numbered so far; the next query has this number
         self.drawn = torch.zeros(0, dtype=torch.int64)  # [B], candidates drawn for each image of the last call
         self.eval()
+        self.layers = [module for module in self.modules() if not module.training]  # a list, as walking the tree is slow
 
     def train(self, mode: bool = True) -> "ProtectedClassifier":
-        """Stay in evaluation mode. Training mode would turn on dropout and let queries change BatchNorm's statistics."""
+        """Stay in evaluation mode. Training mode would turn on dropout and let queries change BatchNorm's statistics.
+
+        Where the classifier itself, or a layer of it, was switched to training mode, the next call switches it back.
+        """
         return super().train(False)
 
     @torch.inference_mode()
@@ -86,9 +93,9 @@ class ProtectedClassifier(nn.Module):
         """The released logits [B, C]. `queries` int64 [B] name the noise of each image; by default they are numbered.
 
         Raises UserError for other images than [B, 3, H, W] in [0, 1], for another number of queries than images, and where the
-        classifier returns NaN or infinite logits.
+        classifier returns NaN or infinite logits or, at the first call, probabilities.
         """
-        self._check(images)
+        self._prepare(images)
         if queries is None and self.key is not None:
             queries = image_keys(images, self.key)
         elif queries is None:
@@ -97,15 +104,15 @@ class ProtectedClassifier(nn.Module):
                 self.served += len(images)
         elif len(queries) != len(images):
             raise UserError(f"{len(images)} images need as many queries, not {len(queries)}.")
-        original = self._logits(images)
+        original = self.logits(images)
         release = self._release_average if self.selector.scenario == "average" else self._release_first
         return release(images, queries, original)
 
     @torch.inference_mode()
     def all_logits(self, images: torch.Tensor, queries: torch.Tensor) -> CandidateLogits:
         """The classifier's logits on images [B, 3, H, W] and on all n candidates of each, on which an interval is fitted."""
-        self._check(images)
-        return CandidateLogits(self._logits(images).cpu().numpy(), self._all_candidates(images, queries))
+        self._prepare(images)
+        return CandidateLogits(self.logits(images).cpu().numpy(), self._all_candidates(images, queries))
 
     def save_pretrained(self, folder: str | Path, with_classifier: bool = True) -> None:
         """Write everything but the key into a folder, from which `from_pretrained` gives the same answers after a restart.
@@ -142,11 +149,16 @@ class ProtectedClassifier(nn.Module):
         size = settings.pop("size")
         return cls(*parts[:3], **settings, key=key, size=None if size is None else tuple(size))
 
-    def _check(self, images: torch.Tensor) -> None:
-        """Raise UserError for other images than [B, 3, H, W] in [0, 1], and for those of another size than the module's."""
+    def _prepare(self, images: torch.Tensor) -> None:
+        """Raise UserError for other images than [B, 3, H, W] in [0, 1], and for those of another size than the module's.
+
+        Then see to it that all layers are in evaluation mode.
+        """
         check_images(images)
         if self.size is not None and images.shape[-2:] != self.size:
             raise UserError(f"images must be {self.size[0]} x {self.size[1]}, not {images.shape[-2]} x {images.shape[-1]}.")
+        if any(layer.training for layer in self.layers):
+            self.eval()
 
     def _release_average(self, images: torch.Tensor, queries: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
         """The average over all n candidates."""
@@ -202,13 +214,16 @@ class ProtectedClassifier(nn.Module):
         parts = []
         for row, number in zip(rows.split(self.batch), numbers.split(self.batch), strict=True):
             candidates = self.reconstruct(images[row.to(images.device)], queries[row], number)
-            parts.append(self._logits(candidates))
+            parts.append(self.logits(candidates))
         return torch.cat(parts)
 
-    def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        """The classifier's logits float32 [B, C], checked to be finite."""
-        logits = self.classifier(images)
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """The classifier's own logits float32 [B, C] on images [B, 3, H, W], checked to be finite."""
+        logits = self.classifier(in_its_type(images, self.classifier))
         check_logits(logits, len(images))
+        if not self.called:
+            check_no_probabilities(logits)
+            self.called = True
         logits = logits.float()
         if not torch.isfinite(logits).all():
             raise UserError("the classifier returned NaN or infinite logits: check its weights and the images.")
@@ -246,5 +261,13 @@ def check_logits(logits: Any, count: int) -> None:
         raise UserError(f"the classifier must return logits of the shape [B, C], not {returned}.")
     if logits.shape[1] < 2:
         raise UserError(
-            "the classifier must return at least 2 logits for each image, not 1: a binary one with the logit z returns (0, z)."
+            f"the classifier must return at least 2 logits for each image, not {logits.shape[1]}: where it has one logit z of "
+            "two classes, return (0, z)."
         )
+
+
+def check_no_probabilities(logits: torch.Tensor) -> None:
+    """Raise UserError for logits [B, C] that are all probabilities, up to the rounding of their type."""
+    tolerance = max(1e-5, torch.finfo(logits.dtype).eps)
+    if (logits >= 0).all() and ((logits.float().sum(1) - 1).abs() < tolerance).all():
+        raise UserError("the classifier returns probabilities, which sum to 1: leave out its softmax, for logits.")

@@ -38,8 +38,8 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> logits [B, C], unbounded."""
-        return self.net((images - self.mean) / self.std)
+        """Images [B, 3, H, W] in [0, 1] -> logits [B, C], unbounded. The network gets images of the same type."""
+        return self.net(((images - self.mean) / self.std).to(images.dtype))
 
 
 def build_classifier(

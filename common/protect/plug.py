@@ -16,7 +16,7 @@ from common.config import SCENARIOS
 from common.data.folder import list_images, read_image
 from common.diffence.candidates import query_ids
 from common.diffence.classifiers import crop_size, load_classifier, normalised
-from common.diffence.protect import ProtectedClassifier, check_logits
+from common.diffence.protect import ProtectedClassifier
 from common.diffence.reconstruct import DiffusionModel, DiffusionReconstructor
 from common.diffence.select import CandidateLogits, Selector, fit_selector
 from common.diffence.sources import load_diffusion_model
@@ -91,22 +91,20 @@ def protect(
 def probe(protected: ProtectedClassifier, device: torch.device) -> int:
     """The number of classes, from one call with a random image.
 
-    Raises UserError where the classifier cannot take an image of its size, and where it returns probabilities.
+    Raises UserError where the classifier cannot take an image of its size, and where it returns no logits.
     """
     height, width = protected.size or (0, 0)
     image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))  # the user's generator stays as it is
     try:
         with torch.inference_mode():
-            logits = protected.classifier(image.to(device))
+            return protected.logits(image.to(device)).shape[1]
+    except UserError:  # which says by itself what is wrong
+        raise
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"the classifier fails on an image of {height} x {width} ({reason}): name its size (size, --size)."
         ) from error
-    check_logits(logits, 1)
-    if (logits >= 0).all() and abs(logits.sum().item() - 1) < 1e-5:
-        raise UserError("the classifier returns probabilities, which sum to 1: leave out its softmax, for logits.")
-    return logits.shape[1]
 
 
 def secret_seed() -> int:
