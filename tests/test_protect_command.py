@@ -247,3 +247,12 @@ def test_refusals(call: Call, inputs: Path, tmp_path: Path) -> None:
     both = ("--members", tmp_path / "four", "--non-members", tmp_path / "other")
     assert "has 1 folders and the classifier 3 outputs" in refused(*both)
     assert "is no file here" in refused("--classifier", "nowhere.pt2")
+
+
+def test_a_classifier_that_cannot_be_saved_is_refused_at_once(
+    call: Call, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not after all reconstructions."""
+    monkeypatch.setattr(ProtectedClassifier, "all_logits", None)
+    answer = run(call, inputs, tmp_path / "out", "--classifier", "test_saved:OneByOne")
+    assert "cannot follow the classifier for batches of any size" in refusal(answer)

@@ -79,6 +79,22 @@ class Branching(nn.Module):
         return images.mean((2, 3)) * (2 if images.sum() > 1 else 3)
 
 
+class OneByOne(nn.Module):
+    """torch.export follows it for one batch size alone."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.stack([image.mean((1, 2)) for image in images])
+
+
+def test_a_classifier_that_would_be_saved_for_one_batch_size_is_refused(tmp_path: Path) -> None:
+    made = protect(OneByOne(), unet(), size=SIZE, n=2, seed=0, device="cpu")
+    with pytest.raises(UserError, match=r"torch.export cannot follow the classifier for batches of any size"):
+        made.save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path, with_classifier=False)
+    x = images(3)
+    assert torch.equal(ProtectedClassifier.from_pretrained(tmp_path, classifier=OneByOne(), device="cpu")(x), made(x))
+
+
 def test_what_cannot_be_saved_is_passed_again(tmp_path: Path) -> None:
     def denoiser(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return 0.9 * x

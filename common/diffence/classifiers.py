@@ -106,15 +106,15 @@ def save_classifier(classifier: nn.Module, folder: Path, size: tuple[int, int]) 
     if isinstance(classifier, Exported):
         classifier = classifier.program
     try:
-        batches = ({0: torch.export.Dim.AUTO},)
+        batches = ({0: torch.export.Dim.DYNAMIC},)  # AUTO would save some classifiers for this one batch size
         with torch.no_grad():  # on the CPU, so that the program is not bound to a GPU
             on_cpu = copy.deepcopy(classifier).cpu()
             images = in_its_type(torch.zeros(2, 3, *size), on_cpu)
             program = torch.export.export(on_cpu, (images,), dynamic_shapes=batches)
     except Exception as error:  # of torch.export, of torch.fx and of sympy, according to what it cannot follow
         raise UserError(
-            f"torch.export cannot follow the classifier ({type(error).__name__}): save without it, by "
-            "save_pretrained(folder, with_classifier=False), and pass it to from_pretrained(folder, classifier=...)."
+            f"torch.export cannot follow the classifier for batches of any size ({type(error).__name__}): save without it in "
+            "Python, by save_pretrained(folder, with_classifier=False), and pass it to from_pretrained(folder, classifier=...)."
         ) from error
     atomic_write(folder / "classifier.pt2", lambda file: torch.export.save(program, file))
     return facts | {"file": "classifier.pt2"}

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from common.audit.audit import audit, check_fractions, draw_pools, read_pictures
 from common.audit.page import render
 from common.data.folder import class_names, list_images, read_image
 from common.diffence.candidates import query_ids
-from common.diffence.classifiers import load_classifier, normalised
+from common.diffence.classifiers import load_classifier, normalised, save_classifier
 from common.diffence.protect import ProtectedClassifier
 from common.diffence.select import ORIGINAL, CandidateLogits, Selector, fit_selector
 from common.errors import UserError
@@ -89,6 +90,8 @@ def protect_and_audit(options: argparse.Namespace) -> tuple[dict[str, dict[str, 
             f"{folders.members} has {len(names)} folders and the classifier {classes} outputs: make a folder for each class, "
             "whose names are in the order of the outputs, empty where there are no images."
         )
+    with TemporaryDirectory() as trial:  # raises for a classifier that cannot be saved, which would else be seen after hours
+        save_classifier(protected.classifier, Path(trial), protected.size or (0, 0))
     protected.classes = names
     answers = sides.map(lambda files, side: collect(protected, files, side, options, device), Pair(*SIDES))
     of_fit = answers.map(lambda side: side.take(slice(fit)).logits)
