@@ -17,7 +17,7 @@ from foolbox.attacks import HopSkipJumpAttack
 from torch import Tensor, nn
 
 from common.config import require
-from common.diffence.protect import check_images
+from common.diffence.checks import check_images
 from common.errors import UserError
 from common.metrics.privacy import Floats
 from common.seeds import derive_seed
