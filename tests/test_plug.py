@@ -19,7 +19,7 @@ from common.diffence.protect import ProtectedClassifier
 from common.diffence.select import Selector, fit_selector
 from common.errors import UserError
 from common.pair import Pair
-from common.protect import before_after, protect
+from common.protect import answers, protect
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # TorchScript announces its end
 
@@ -234,7 +234,7 @@ def test_classifiers_from_files_and_functions(tmp_path: Path, monkeypatch: pytes
 def test_fingerprints_tell_weights_apart() -> None:
     """Of any type, a number without dimensions included."""
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).bfloat16()
-    before = before_after.fingerprint(net)
-    assert before_after.fingerprint(net) == before
+    before = answers.fingerprint(net)
+    assert answers.fingerprint(net) == before
     dict(net.named_buffers())["1.num_batches_tracked"].add_(1)
-    assert before_after.fingerprint(net) != before
+    assert answers.fingerprint(net) != before

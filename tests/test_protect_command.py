@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from common.config import DDPM
 from common.diffence.ddpm import build_unet
 from common.diffence.protect import ProtectedClassifier
 from common.protect import __main__ as command
-from common.protect import before_after
+from common.protect import answers, before_after
 from common.serve import __main__ as serve
 
 SIZE = (8, 8)
@@ -148,13 +149,13 @@ def test_a_killed_run_continues(call: Call, inputs: Path, tmp_path: Path, monkey
     def killed(self: ProtectedClassifier, x: torch.Tensor, queries: torch.Tensor) -> Any:
         nonlocal drawn
         drawn += len(x)
-        if drawn == 3 * before_after.SHARD:
+        if drawn == 3 * answers.SHARD:
             raise KeyboardInterrupt
         return all_logits(self, x, queries)
 
     with monkeypatch.context() as patch:
         patch.setattr(ProtectedClassifier, "all_logits", killed)
-        patch.setattr(before_after, "SHARD", 4)
+        patch.setattr(answers, "SHARD", 4)
         assert run(call, inputs, tmp_path / "cut").code == 130
     drawn = 0
 
@@ -164,7 +165,7 @@ def test_a_killed_run_continues(call: Call, inputs: Path, tmp_path: Path, monkey
         return all_logits(self, x, queries)
 
     monkeypatch.setattr(ProtectedClassifier, "all_logits", counted)
-    monkeypatch.setattr(before_after, "SHARD", 4)
+    monkeypatch.setattr(answers, "SHARD", 4)
     assert run(call, inputs, tmp_path / "cut").code == 0
     assert drawn == 2 * COUNT - (3 * 4 - 4)
     for side in ("members", "non_members"):
@@ -185,11 +186,39 @@ def test_a_killed_run_continues(call: Call, inputs: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("logits_only")
+def test_edited_code_gets_new_logits(call: Call, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a classifier with the same weights, and of a denoiser without weights. Another rounding keeps the logits."""
+    all_logits, forward = ProtectedClassifier.all_logits, Overconfident.forward
+    drawn, rounding = 0, 0.0
+
+    def counted(self: ProtectedClassifier, x: torch.Tensor, queries: torch.Tensor) -> Any:
+        nonlocal drawn
+        drawn += len(x)
+        return all_logits(self, x, queries)
+
+    monkeypatch.setattr(ProtectedClassifier, "all_logits", counted)
+    monkeypatch.setattr(Overconfident, "forward", lambda self, x: forward(self, x) + rounding)
+    monkeypatch.syspath_prepend(tmp_path)
+    for slope, scale, offset, total in ((20, 0.9, 0, 1), (20, 0.9, 1e-5, 1), (5, 0.9, 0, 2), (5, 0.8, 0, 3), (5, 0.8, 0, 3)):
+        rounding = offset
+        (tmp_path / "edited.py").write_text(
+            "from common.diffence.sources import edm_model\nfrom test_protect_command import Overconfident\n"
+            f"def net():\n    return Overconfident(slope={slope})\n"
+            f"def unet():\n    return edm_model(lambda x, sigma: {scale} * x, 8)\n"
+        )
+        monkeypatch.delitem(sys.modules, "edited", raising=False)
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        answer = run(call, inputs, tmp_path / "out", "--classifier", "edited:net", "--unet", "edited:unet")
+        assert answer.code == 0, answer.err
+        assert drawn == total * 2 * COUNT
+
+
+@pytest.mark.usefixtures("logits_only")
 def test_damaged_files_and_hidden_folders_are_left_out(
     call: Call, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the first file that is drawn is damaged, and alone in its shard."""
-    monkeypatch.setattr(before_after, "SHARD", 1)
+    monkeypatch.setattr(answers, "SHARD", 1)
     members = shutil.copytree(inputs / "members", tmp_path / "members")
     write_images(members / ".thumbnails", images(1, size=(3, 3)))
     drawn = before_after.draw_files(members, list(NAMES), "members", 0).files

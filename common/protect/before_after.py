@@ -1,10 +1,7 @@
 """The main path of `python -m common.protect`: images -> logits -> interval -> protected classifier -> two audits."""
 
 import argparse
-import hashlib
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,53 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torchvision.transforms import Normalize
-from tqdm import tqdm
 
 from common.audit.audit import audit, check_fractions, draw_pools, read_pictures
 from common.audit.page import render
 from common.data.folder import class_names, list_images, read_image
-from common.diffence.candidates import query_ids
 from common.diffence.classifiers import load_classifier, normalised, save_classifier
 from common.diffence.protect import ProtectedClassifier
-from common.diffence.select import ORIGINAL, CandidateLogits, Selector, fit_selector
+from common.diffence.select import ORIGINAL, Selector, fit_selector
 from common.errors import UserError
-from common.files import cached_arrays, make_folder, sha256, write_arrays, write_json, write_text
+from common.files import make_folder, write_arrays, write_json, write_text
 from common.pair import SIDES, Pair
-from common.protect.plug import load_reconstructor, probe, read_files, secret_seed
+from common.protect.answers import Answers, LabelledFiles, collect
+from common.protect.plug import load_reconstructor, probe, secret_seed
 from common.run import pick_device
 from common.seeds import derive_seed
 
-SHARD = 16  # images whose logits are one file
 MAX_FIT, MAX_AUDIT = 1000, 3000  # images a side by default, as in the paper: fit, and known + scored
 WITHOUT, WITH = "Without Diffence", "With Diffence"
-
-
-@dataclass(frozen=True)
-class LabelledFiles:
-    """Image files and their classes."""
-
-    files: list[Path]
-    labels: np.ndarray
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The classifier's logits on images [n, C] and on their candidates [n, N, C], with the labels [n]."""
-
-    original: np.ndarray
-    candidates: np.ndarray
-    labels: np.ndarray
-
-    def take(self, rows: slice) -> "Answers":
-        """Those of some images."""
-        return Answers(self.original[rows], self.candidates[rows], self.labels[rows])
-
-    @property
-    def logits(self) -> CandidateLogits:
-        """Without the labels, as an interval is fitted."""
-        return CandidateLogits(self.original, self.candidates)
 
 
 def protect_and_audit(options: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -147,56 +115,6 @@ def size_of_first(files: list[Path]) -> tuple[int, int]:
             height, width = read_image(path).shape[-2:]
             return height, width
     raise UserError(f"none of {len(files)} members, such as {files[0]}, is an image: name a folder of image files.")
-
-
-def collect(
-    protected: ProtectedClassifier, side: LabelledFiles, name: str, options: argparse.Namespace, device: torch.device
-) -> Answers:
-    """The answers of a side. They are stored in files of SHARD images, and those that are stored already are read."""
-    reconstruct: Any = protected.reconstruct
-    classes = len(protected.classes or ())
-    file = Path(options.classifier)
-    program = sha256(file) if file.is_file() else None  # its constants are not among the parameters
-    process = [reconstruct.prediction, reconstruct.alpha_bar[options.t]]
-    settings = {
-        "classifier": [options.classifier, fingerprint(protected.classifier), program],
-        "unet": [options.unet, fingerprint(reconstruct), *process, options.t, options.seed, list(reconstruct.model.size or ())],
-        "n": options.n,
-        "size": list(protected.size or ()),
-    }
-
-    def arrays(start: int) -> dict[str, np.ndarray]:
-        files = side.files[start : start + SHARD]
-        states = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-
-        def compute() -> dict[str, np.ndarray]:
-            positions, images = read_files(files, protected.size)
-            labels = side.labels[start : start + SHARD][positions]
-            if not positions:
-                none = np.zeros((0, protected.n, classes), np.float32)
-                return {"original": none[:, 0], "candidates": none, "labels": labels}
-            logits = protected.all_logits(images.to(device), query_ids(name, [start + position for position in positions]))
-            return {**vars(logits), "labels": labels}
-
-        return cached_arrays(options.out / "logits" / f"{name}_{start:06d}.npz", {**settings, "files": states}, compute)
-
-    def shards() -> Iterator[dict[str, np.ndarray]]:
-        with tqdm(total=len(side.files), desc=name.replace("_", "-"), unit="image", smoothing=0.05, disable=None) as progress:
-            for start in range(0, len(side.files), SHARD):
-                yield arrays(start)
-                progress.update(len(side.files[start : start + SHARD]))
-
-    parts = list(shards())
-    return Answers(**{key: np.concatenate([part[key] for part in parts]) for key in ("original", "candidates", "labels")})
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A digest of all parameters and buffers, hexadecimal."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
-    return digest.hexdigest()
 
 
 def audit_one(logits: Pair[np.ndarray], labels: Pair[np.ndarray], options: argparse.Namespace, name: str) -> dict[str, Any]:

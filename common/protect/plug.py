@@ -94,10 +94,9 @@ def probe(protected: ProtectedClassifier, device: torch.device) -> int:
     Raises UserError where the classifier cannot take an image of its size, and where it returns no logits.
     """
     height, width = protected.size or (0, 0)
-    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))  # the user's generator stays as it is
     try:
         with torch.inference_mode():
-            return protected.logits(image.to(device)).shape[1]
+            return protected.logits(random_image((height, width)).to(device)).shape[1]
     except UserError:  # which says by itself what is wrong
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -105,6 +104,11 @@ def probe(protected: ProtectedClassifier, device: torch.device) -> int:
         raise UserError(
             f"the classifier fails on an image of {height} x {width} ({reason}): name its size (size, --size)."
         ) from error
+
+
+def random_image(size: tuple[int, int]) -> torch.Tensor:
+    """Always the same one, [1, 3, *size]. The user's generator stays as it is."""
+    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
 def secret_seed() -> int:
