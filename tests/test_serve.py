@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,42 @@ def test_serve_refuses_another_model_or_other_images(saved: Path, photos: Path, 
     assert call(serve.main, saved, saved, "--images", photos, "--output", output, "--device", "cpu").code == 0
     answer = call(serve.main, saved, saved, "--images", photos / "a", "--output", output)
     assert "was made under other settings" in refusal(answer)
-    (photos / "a" / "000.png").rename(photos / "a" / "new.png")
+    lines = output.read_text().splitlines(keepends=True)
+    output.write_text("".join([lines[0], *reversed(lines[1:])]))  # as a spreadsheet may sort them
     answer = call(serve.main, saved, saved, "--images", photos, "--output", output)
     assert "has lines of other images" in refusal(answer)
     answer = call(serve.main, saved, tmp_path, "--images", photos, "--output", output)
     assert "holds no protected classifier" in refusal(answer)
+
+
+def test_serve_refuses_images_that_changed(saved: Path, photos: Path, tmp_path: Path, call: Call) -> None:
+    """Under the same names, or with new ones among them."""
+    output = tmp_path / "p.csv"
+    arguments = (saved, "--images", photos, "--output", output, "--device", "cpu")
+    assert call(serve.main, saved, *arguments).code == 0
+    written = output.read_text()
+    first, other = photos / "a" / "000.png", photos / "a" / "001.png"
+    content, state = first.read_bytes(), first.stat()
+    first.write_bytes(other.read_bytes())
+    answer = call(serve.main, saved, *arguments)
+    assert "was made under other settings (images, by name, size and time: " in refusal(answer)
+    first.write_bytes(content)
+    os.utime(first, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert call(serve.main, saved, *arguments).code == 0
+    write_images(photos / "b", images(1), "new.png")
+    assert "(files: 11 -> 12; images, by name, size and time: " in refusal(call(serve.main, saved, *arguments))
+    assert output.read_text() == written
+
+
+def test_serve_writes_names_that_are_not_utf8(saved: Path, photos: Path, tmp_path: Path, call: Call) -> None:
+    name = b"caf\xe9.png"  # in Latin-1
+    for folder in (photos / "a", photos / "b"):
+        (folder / "001.png").rename(folder / os.fsdecode(name))
+    for _ in range(2):  # and reads them again
+        answer = call(serve.main, saved, saved, "--images", photos, "--output", tmp_path / "p.csv", "--device", "cpu")
+        assert answer.code == 0, answer.err
+    lines = (tmp_path / "p.csv").read_bytes().splitlines()
+    assert sum(line.startswith((b"a/" + name, b"b/" + name)) for line in lines) == 2
 
 
 def test_serve_with_a_key_from_a_file(photos: Path, tmp_path: Path, call: Call) -> None:
@@ -121,6 +153,13 @@ def test_serve_with_a_key_from_a_file(photos: Path, tmp_path: Path, call: Call) 
     lines = [line for line in read_csv(tmp_path / "p.csv") if not line["error"]]
     found = torch.tensor([[float(value) for value in line["logits"].split()] for line in lines])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    (tmp_path / "long").write_bytes(bytes(65))
+    assert "must hold a key of 1 to 64 bytes, not 65" in refusal(
+        call(serve.main, photos, *arguments, "--key-file", tmp_path / "long")
+    )
+    (tmp_path / "other").write_bytes(b"secret kez")
+    answer = call(serve.main, photos, *arguments, "--key-file", tmp_path / "other")
+    assert "was made under other settings (key: " in refusal(answer)
     written = (tmp_path / "p.csv").read_text() + (tmp_path / "p.csv.json").read_text() + answer.out + answer.err
     assert "secret" not in written
     assert json.loads((tmp_path / "keyed" / "protected.json").read_text())["settings"]["stable"] is True
