@@ -12,9 +12,9 @@ image file, with the columns
     error       one sentence, if the file is no image; the other columns are then empty
     logits      with --logits: the released logits, from which all probabilities follow
 
-A killed run continues with the first image that has no line. Where images were added, removed or overwritten since, or the key is
-another one, it is refused: move the CSV file away, or name another --output. Image i of the sorted paths is query i, so that the same folder
-always gets the same answers.
+A killed run continues with the first image that has no line. Where images were added, removed or overwritten since, or the key
+is another one, it is refused: move the CSV file away, or name another --output. Image i of the sorted paths is query i, so that
+the same folder always gets the same answers.
 """
 
 from collections.abc import Sequence
