@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import hypergeom
 
 from common.attacks import NNOptions, Outputs, Scores
 from common.attacks.contract import shuffled_scores
@@ -19,7 +20,7 @@ from common.errors import UserError
 from common.files import make_folder, sha256, write_json, write_text
 from common.metrics.calibration import ece, nll
 from common.metrics.intervals import LEVEL, delong_interval
-from common.metrics.privacy import Ints, auc
+from common.metrics.privacy import Ints, allowed_errors, auc
 from common.pair import SIDES, Pair
 from common.report.figures import draw_phi, draw_roc
 from common.report.measure import report_of
@@ -152,6 +153,8 @@ def measure(scores: dict[str, Scores], null: dict[str, Scores], fpr: float) -> d
     - best: the name of the attack with the largest AUC
     - best_interval: the interval of that AUC at a level that holds for all attacks at once (Bonferroni), because the best
       attack is selected on the scored points
+    - best_at_fpr: the name of the attack with the largest TPR at `fpr`
+    - best_at_fpr_p: how likely chance alone gives some attack as large a TPR, at most (Bonferroni); 0..1
     - gap_floor: the AUC of the gap attack
     """
     attacks = {
@@ -160,7 +163,27 @@ def measure(scores: dict[str, Scores], null: dict[str, Scores], fpr: float) -> d
     best = max(attacks, key=lambda name: attacks[name]["auc"])
     scored = scores[best].scored
     interval = delong_interval(scored.members, scored.non_members, 1 - (1 - LEVEL) / len(attacks))
-    return {"attacks": attacks, "best": best, "best_interval": interval, "gap_floor": attacks["correctness"]["auc"]}
+    best_at_fpr = max(attacks, key=lambda name: attacks[name]["tpr_at_fpr"]["hits"])
+    found = attacks[best_at_fpr]["tpr_at_fpr"]
+    p = chance_of_hits(found["hits"], found["positives"], found["negatives"], allowed_errors(fpr, found["negatives"]))
+    return {
+        "attacks": attacks,
+        "best": best,
+        "best_interval": interval,
+        "best_at_fpr": best_at_fpr,
+        "best_at_fpr_p": min(1.0, len(attacks) * p),
+        "gap_floor": attacks["correctness"]["auc"],
+    }
+
+
+def chance_of_hits(hits: int, members: int, non_members: int, errors: int) -> float:
+    """How likely an attack that guesses finds at least `hits` of the `members`, while it accuses at most `errors` non-members.
+
+    The threshold is the lowest that accuses so few of the scored non-members, so it is selected on the scored points. A guess
+    ranks all points at random. It finds `hits` members or more if at most `errors` of the first `hits` + `errors` points of
+    this ranking are non-members; their number has a hypergeometric law. Ties only lower the count. `errors` < `non_members`.
+    """
+    return float(hypergeom.cdf(errors, members + non_members, non_members, hits + errors))
 
 
 def most_exposed(members: Outputs, scored: Ints, scores: Scores) -> list[dict[str, Any]]:
