@@ -12,6 +12,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from common.data.files import ImageFiles
+from common.data.folder import files_in
 from common.data.sources import Dataset, Source, is_test_image, source_of_files
 from common.errors import UserError
 
@@ -81,7 +82,7 @@ def list_images(root: Path) -> dict[str, str]:
     if not root.is_dir():
         raise UserError(f"{root} is no folder: name the folder that has a folder of images for each class.")
     level = 1 if _has_test_set(root) else 0  # of the folders that are classes
-    paths = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    paths = [path.relative_to(root) for path in files_in(root)]
     visible = (path for path in paths if not any(part.startswith(".") for part in path.parts))
     return {path.as_posix(): path.parts[level] for path in visible if len(path.parts) > level + 1}
 
