@@ -7,6 +7,7 @@ Beside the scripts of such a data set lies a file dataset.yaml, which says where
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -33,20 +34,33 @@ class Description:
     size: list[int] = field(default_factory=lambda: [32, 32])  # [H, W] of the images, where they all have one size
 
 
+@dataclass(frozen=True)
+class Damaged:
+    """Stands in for a data set whose dataset.yaml is damaged, so that commands about other data sets go on.
+
+    Any use of it raises UserError with this sentence.
+    """
+
+    sentence: str
+
+    def __getattr__(self, name: str) -> Any:  # called for what a Damaged has not, such as `load`
+        raise UserError(self.sentence)
+
+
 def own_datasets(root: Path) -> dict[str, Dataset]:
-    """The data sets that have a dataset.yaml, by the name of its folder under `root`."""
+    """The data sets that have a dataset.yaml, by the name of its folder under `root`. One of a damaged file is `Damaged`."""
     return {path.parent.name: _read(path) for path in sorted(root.glob(f"*/{FILE}"))}
 
 
-def _read(path: Path) -> Dataset:
+def _read(path: Path) -> Any:
     try:
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Description), OmegaConf.load(path)))
         assert isinstance(found, Description)
         (r, g, b), (r_std, g_std, b_std), (height, width) = found.mean, found.std, found.size
     except Exception as error:  # of YAML, of OmegaConf, or of a list that is too short
-        raise UserError(
+        return Damaged(
             f"{path} is damaged ({type(error).__name__}): delete {path.parent} and run python -m common.new_dataset again."
-        ) from error
+        )
     load, size, root = partial(image_folder, classes=found.classes), (height, width), Path(found.images)
     return Dataset(load, len(found.classes), (r, g, b), (r_std, g_std, b_std), size, root)
 
