@@ -1,6 +1,7 @@
 """Attack the saved outputs of a model and write a report. The command line is in `__main__`."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -27,6 +28,7 @@ from common.report.measure import report_of
 from common.seeds import derive_seed
 
 MIN_POINTS = 10  # of known points and of scored points, on each side: the NN attack needs them
+COINCIDENCES = 0.001  # the share of non-members that may have the answers of a member by chance
 MOST_EXPOSED = 20  # records in the report
 
 
@@ -73,7 +75,7 @@ def check_fractions(known_fraction: float, fpr: float) -> None:
 
 
 def check_sides(loaded: Pair[LoadedOutputs], files: Pair[Path]) -> None:
-    """Raise UserError if the sides differ in number type or classes, or hold the same points."""
+    """Raise UserError if the sides differ in number type or classes, or share points."""
     kinds = loaded.map(lambda side: f"`{side.array}` of {side.dtype}")
     if kinds.members != kinds.non_members:
         raise UserError(
@@ -86,8 +88,16 @@ def check_sides(loaded: Pair[LoadedOutputs], files: Pair[Path]) -> None:
             f"{files.members} has {members.classes} classes and {files.non_members} {non_members.classes}: both must be "
             "outputs of one model."
         )
-    if np.array_equal(members.logits, non_members.logits) and np.array_equal(members.labels, non_members.labels):
-        raise UserError(f"{files.members} and {files.non_members} hold the same points: pass non-members as --non-members.")
+    rows = [[row.tobytes() for row in np.column_stack([side.labels, side.logits])] for side in (members, non_members)]
+    seen = set(rows[0])
+    copies = [position for position, row in enumerate(rows[1]) if row in seen]
+    repeated = sum(count for side in rows for count in Counter(side).values() if count > 1)
+    # Answers that agree by chance, as those of few bits do, agree within a side at least as often as across.
+    if len(copies) > max(repeated, COINCIDENCES * len(non_members)):
+        raise UserError(
+            f"{len(copies)} of {len(non_members)} non-members in {files.non_members} have exactly the logits and the label of "
+            f"a member, such as row {copies[0]}, counted from 0: leave them out, since non-members are never used in training."
+        )
 
 
 def draw_pools(counts: Pair[int], known_fraction: float, seed: int) -> AuditPools:
