@@ -114,6 +114,8 @@ def main(root: Path, arguments: Sequence[str]) -> None:
         f"{images} has {len(classes)} folders with images, and a classifier needs at least two classes: name the folder that "
         "has a folder of images for each class.",
     )
+    variable = next((text for text in (str(images), *classes) if "${" in text), None)
+    require(variable is None, f"{variable}: rename it, since ${{ stands for a variable in dataset.yaml.")
     source = image_folder(images, classes)
     for reason, files in source.left_out.items():
         if files:

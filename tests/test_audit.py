@@ -19,6 +19,7 @@ from common.attacks import ATTACKS, METRIC_ATTACKS, NNOptions, Outputs, suite
 from common.attacks.shadow import SHADOW_ATTACKS
 from common.audit import audit
 from common.audit.__main__ import main as audit_main
+from common.audit.files import LoadedOutputs
 from common.errors import UserError
 from common.pair import Pair
 
@@ -236,7 +237,7 @@ def test_a_refusal_is_one_sentence_with_exit_code_2(tmp_path: Path, call: Call, 
     members, non_members, out = files["members"], files["non_members"], tmp_path / "out"
     for arguments, words in (
         ((members, tmp_path / "none.npz"), "no file that exists"),
-        ((members, members), "the same points"),
+        ((members, members), "30 of 30 non-members"),
         ((members, non_members, "--known-fraction", 1), "between 0 and 1"),
         ((members, non_members, "--known-fraction", 0.2), "6 known and 24 scored"),
         ((members, non_members, "--shadows", members), "`keep`"),
@@ -259,6 +260,35 @@ def test_sides_that_were_saved_otherwise_are_refused(tmp_path: Path) -> None:
             run(files, tmp_path / "out")
 
 
+def side(logits: np.ndarray, labels: np.ndarray) -> LoadedOutputs:
+    return LoadedOutputs(Outputs(logits, labels), "logits", str(logits.dtype), 0)
+
+
+PATHS = Pair(Path("m.npz"), Path("n.npz"))
+
+
+def test_members_among_the_non_members_are_refused(tmp_path: Path) -> None:
+    files = save_planted(tmp_path, 1.0, 40)
+    with np.load(files["members"]) as one, np.load(files["non_members"]) as other:
+        logits, labels = (np.concatenate([other[name][:20], one[name][7:27]]) for name in ("logits", "labels"))
+    np.savez(files["non_members"], logits=logits, labels=labels)
+    words = r"20 of 40 non-members in .*non_members\.npz have exactly the logits and the label of a member, such as row 20"
+    with pytest.raises(UserError, match=words):
+        run(files, tmp_path / "out")
+
+
+def test_answers_that_agree_by_chance_are_no_copies() -> None:
+    """Constant answers, one-hot answers, and answers in few bits: equal rows are then as frequent within a side as across."""
+    rng = np.random.default_rng(0)
+    labels = Pair(rng.integers(0, 5, 50), rng.integers(0, 5, 50))
+    audit.check_sides(labels.map(lambda y: side(np.zeros((50, 5)), y)), PATHS)
+    audit.check_sides(labels.map(lambda y: side(np.eye(5)[(y + 1) % 5], y)), PATHS)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        coarse = [side(rng.normal(size=(2000, 2)).round(1), rng.integers(0, 2, 2000)) for _ in range(2)]
+        audit.check_sides(Pair(*coarse), PATHS)
+
+
 def test_the_audited_model_among_its_shadow_models_is_refused(tmp_path: Path) -> None:
     """LiRA's authors keep it there; counted among the shadow models it seems to leak where nothing does."""
     files = save_planted(tmp_path, 0.0, 100, shadows=8)
@@ -272,14 +302,14 @@ def test_the_audited_model_among_its_shadow_models_is_refused(tmp_path: Path) ->
 
 def test_labels_alone_may_agree_with_a_shadow_model(tmp_path: Path) -> None:
     """35 classes: phi of a right and of a wrong answer differ by rounding among themselves."""
-    right = np.repeat([True, False], [25, 15])
-    labels, wrong = np.arange(40) % 35, (np.arange(40) + 1) % 35
+    right = np.repeat([True, False], [100, 60])
+    labels, wrong = np.arange(160) % 35, (np.arange(160) + 1) % 35
     logits = 2.0 * np.eye(35)[np.where(right, labels, wrong)]
     files = {name: tmp_path / f"{name}.npz" for name in ("members", "non_members", "shadows")}
     np.savez(files["members"], logits=logits, labels=labels)
     np.savez(files["non_members"], logits=logits[::-1], labels=labels[::-1])
     both = np.concatenate([logits, logits[::-1]])
-    np.savez(files["shadows"], logits=np.stack([both] * 4), keep=np.arange(4)[:, None] % 2 == np.arange(80) % 2)
+    np.savez(files["shadows"], logits=np.stack([both] * 4), keep=np.arange(4)[:, None] % 2 == np.arange(320) % 2)
     assert run(files, tmp_path / "out")["shadows"]["models"] == 4
 
 

@@ -16,8 +16,9 @@ from PIL import Image
 
 from common.commands import data_partition
 from common.config import Config, Data
-from common.data import DATASETS
+from common.data import DATASETS, own
 from common.data.files import ImageFiles, StoredImages, pixels_of, usable, write_images
+from common.data.folder import list_images, read_image
 from common.data.partition import PARTS, Examples, load_split, partition_settings, write_partition
 from common.data.sources import Source
 from common.diffence.ddpm import ddpm_settings
@@ -108,6 +109,46 @@ def test_a_square_is_cut_from_the_middle_and_averaged(tmp_path: Path) -> None:
     assert abs(resized - expected.numpy()).max() < 1.01
     same = pixels_of(encoded(Image.fromarray(pixels[:, 20:60]), tmp_path / "b.png"), (40, 40))
     np.testing.assert_array_equal(same, pixels[:, 20:60].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I;16", "tif"), ("I;16B", "tif")])
+def test_16_bits_become_8(tmp_path: Path, mode: str, suffix: str) -> None:
+    """0, 257, 514 .. 65535 are 0, 1, 2 .. 255, and so are their neighbours. Pillow's own conversion clips at 255."""
+    grey = np.arange(256).reshape(16, 16)
+    deep = (257 * grey + [100, -100] * 8).clip(0, 65535).astype(">u2" if mode == "I;16B" else "<u2")
+    file = tmp_path / f"a.{suffix}"
+    read = pixels_of(encoded(Image.frombytes(mode, (16, 16), deep.tobytes()), file))
+    np.testing.assert_array_equal(read, np.stack([grey] * 3))
+    np.testing.assert_allclose(read_image(file), np.stack([grey] * 3) / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_32_bits_are_refused(tmp_path: Path, kind: type) -> None:
+    """Their white is unknown: 1, 255 or another number."""
+    file = tmp_path / "a.tif"
+    Image.fromarray(np.linspace(0, 1000, 64).reshape(8, 8).astype(kind)).save(file)
+    with pytest.raises(UserError, match=rf"{file} has pixels of 32 bits.*: give 8-bit images\."):
+        read_image(file)
+    files = ImageFiles(tmp_path, ["a.tif"])
+    with pytest.raises(UserError, match=rf"{file} has pixels of 32 bits.*: give 8-bit images\."):
+        list(files.decode(0, (8, 8)))
+    assert usable(files)[1]["unreadable"] == ["a.tif"]
+
+
+# Links
+
+
+def test_links_to_folders_are_refused_and_links_to_files_read(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "images", "ab", 3)
+    (root / "a" / "link.jpg").symlink_to(root / "b" / "0000.jpg")
+    assert len(list_images(root)) == len(own.list_images(root)) == 7
+    (root / "c").symlink_to(root / "b")
+    for listed in (list_images, own.list_images):
+        with pytest.raises(UserError, match=rf"{root}/c is a link to a folder.*: put the folder itself there"):
+            listed(root)
+    (tmp_path / "all").symlink_to(root)
+    (root / "c").unlink()
+    assert len(list_images(tmp_path / "all")) == 7  # the folder that is named may be a link
 
 
 # On the disk

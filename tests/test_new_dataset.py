@@ -188,12 +188,14 @@ def test_profiles_follow_from_the_images(tmp_path: Path) -> None:
         ("pets2", "nowhere", "nowhere is no folder"),
         ("pets2", "images/cat", "has 0 folders with images, and a classifier needs at least two"),
         ("pets2", "splits", "training set in train, and its folders are train, val: name two folders, `train` and `test`"),
+        ("pets2", "interpolated", r"class1\$\{a\}: rename it, since \$\{ stands for a variable in dataset.yaml"),
         ("pets2", "few", "training and [0-9]+ test images, and a data set needs at least 80 and 40"),
     ],
 )
 def test_what_cannot_be_a_data_set_is_refused(tree: Path, name: str, folder: str, words: str) -> None:
     for label in range(2):
         save_image(tree.parent / "few" / f"class{label}" / "1.jpg", label, label)
+        save_image(tree.parent / "interpolated" / ("class0", "class1${a}")[label] / "1.jpg", label, label)
         for part in ("train", "val"):
             save_image(tree.parent / "splits" / part / f"class{label}" / "1.jpg", label, label)
     before = sorted(tree.iterdir())
@@ -204,13 +206,26 @@ def test_what_cannot_be_a_data_set_is_refused(tree: Path, name: str, folder: str
 
 
 @pytest.mark.parametrize(
-    "content", ["classes: [a", "classes: [a, b]", "{images: x, classes: [a, b], size: [1]}", "colour: red"]
+    "content",
+    [
+        "classes: [a",
+        "classes: [a, b]",
+        "{images: x, classes: [a, b], size: [1]}",
+        "{images: x, classes: [a, '${b}']}",
+        "colour: red",
+    ],
 )
-def test_a_damaged_description_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "pets").mkdir()
+def test_a_damaged_description_is_refused_where_it_is_used(tmp_path: Path, content: str) -> None:
+    """Every command reads all of them, and must go on with the others."""
+    for name in ("pets", "toys"):
+        (tmp_path / name).mkdir()
+        OmegaConf.save(OmegaConf.structured(Description(str(tmp_path), ["a", "b"])), tmp_path / name / "dataset.yaml")
     (tmp_path / "pets" / "dataset.yaml").write_text(content)
-    with pytest.raises(UserError, match=r"pets/dataset\.yaml is damaged .*common\.new_dataset again") as caught:
-        own_datasets(tmp_path)
-    assert "\n" not in str(caught.value)
+    found = own_datasets(tmp_path)
+    assert list(found) == ["pets", "toys"] and found["toys"].classes == 2
+    for use in (lambda: found["pets"].classes, lambda: found["pets"].load(tmp_path), lambda: found["pets"].image_size(8)):
+        with pytest.raises(UserError, match=r"pets/dataset\.yaml is damaged .*common\.new_dataset again") as caught:
+            use()
+        assert "\n" not in str(caught.value)
     OmegaConf.save(OmegaConf.structured(Description(str(tmp_path), ["a", "b"])), tmp_path / "pets" / "dataset.yaml")
     assert own_datasets(tmp_path)["pets"].classes == 2

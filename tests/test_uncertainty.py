@@ -1,5 +1,6 @@
 """Intervals against brute force, exact values and coverage; warnings of small pools; means over seeds."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy.stats import binom, binomtest, norm
 
 from common.attacks import Scores
 from common.audit import audit
+from common.audit.page import summary
 from common.errors import UserError
 from common.metrics import privacy as metrics
 from common.metrics.intervals import clopper_pearson, delong_interval, mean_and_sd, mean_interval
@@ -85,20 +87,89 @@ def four(points: np.ndarray) -> Scores:
     return Scores(Pair(*points[:2]), Pair(*points[2:]))
 
 
-def test_the_verdict_allows_for_the_choice_of_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of audits of nothing at most about 5% may say "leak", though each reports the best of nine attacks; .05 + 2 sd here."""
-    monkeypatch.setattr(audit, "report_of", lambda scores, *_: {"auc": np.greater.outer(*scores.scored).mean()})  # no ties here
-    monkeypatch.setattr(audit, "auc", lambda *_: 0.5)  # of the null attacks, of which the verdict knows nothing
+def counts_of(scores: Scores, fpr: float) -> dict[str, int]:
+    """The members above the (e + 1)-th highest non-member, of which fpr allows e errors. There are no ties here."""
+    members, non_members = scores.scored
+    threshold = np.sort(non_members)[::-1][int(fpr * len(non_members))]
+    hits, errors = (int((side > threshold).sum()) for side in scores.scored)
+    return {"hits": hits, "positives": len(members), "errors": errors, "negatives": len(non_members)}
+
+
+def verdict_of(scores: dict[str, Scores], fpr: float) -> tuple[dict, str]:
+    """The row of an audit of these scores, and its sentences as one text. Accuracies, which play no part, are made up."""
+    row = audit.measure(scores, scores, fpr)
+    for attack in row["attacks"].values():
+        found = attack["tpr_at_fpr"]
+        found |= {"rate": found["hits"] / found["positives"], "interval": [0, 1]}
+    sides = {"members": 0, "non_members": 0}
+    return row, " ".join(summary({**row, "fpr": fpr, "accuracy": sides, "scored": sides}))
+
+
+@pytest.fixture
+def plain_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of AUC and TPR alone, counted here, so that hundreds of audits take a moment. The null attacks have no say."""
+    monkeypatch.setattr(
+        audit,
+        "report_of",
+        lambda scores, _, options: {
+            "auc": np.greater.outer(*scores.scored).mean(),
+            "tpr_at_fpr": counts_of(scores, options.fpr),
+        },
+    )
+    monkeypatch.setattr(audit, "auc", lambda *_: 0.5)
+
+
+@pytest.mark.usefixtures("plain_reports")
+@pytest.mark.parametrize("fpr", [0.1, 0.001])
+def test_the_verdict_allows_for_the_choice_of_the_best(fpr: float) -> None:
+    """Of audits of nothing at most about 5% may say "leak", though each reports the best of nine attacks; .05 + 2 sd here.
+
+    40 non-members allow 4 errors, or none. The intervals of one attack alone, and of a threshold fixed in advance, err more.
+    """
     rng = np.random.default_rng(0)
-    leaks = alone = 0
+    leaks = alone = fixed_in_advance = 0
     for _ in range(300):
         shared = rng.normal(size=(4, 40))
         scores = {str(i): four(shared + rng.normal(size=(4, 40))) for i in range(8)} | {"correctness": four(shared)}
-        row = audit.measure(scores, scores, 0.1)
-        best = scores[row["best"]]
-        leaks += row["best_interval"][0] > 0.5
-        alone += delong_interval(*best.scored)[0] > 0.5
-    assert leaks <= 300 * 0.05 + 2 * math.sqrt(300 * 0.05 * 0.95) < alone
+        row, verdict = verdict_of(scores, fpr)
+        leaks += "no leakage" not in verdict
+        alone += delong_interval(*scores[row["best"]].scored)[0] > 0.5
+        fixed_in_advance += clopper_pearson(row["attacks"][row["best_at_fpr"]]["tpr_at_fpr"]["hits"], 40)[0] > fpr
+    assert leaks <= 300 * 0.05 + 2 * math.sqrt(300 * 0.05 * 0.95) < min(alone, fixed_in_advance)
+
+
+@pytest.mark.usefixtures("plain_reports")
+def test_a_few_memorised_members_are_a_leak_that_the_auc_does_not_see() -> None:
+    """3% of 1,000 members far above everything. The AUC rises by .015; its interval spans .07."""
+    rng = np.random.default_rng(1)
+    points = rng.normal(size=(4, 1000))
+    memorised = points.copy()
+    memorised[0, :30] += 8
+    scores = {"correctness": four(points), "loss": four(memorised)}
+    row, verdict = verdict_of(scores, 0.001)
+    assert row["best_interval"][0] <= 0.5
+    assert "no leakage" not in verdict
+    found = row["attacks"]["loss"]["tpr_at_fpr"]
+    assert (row["best_at_fpr"], 25 <= found["hits"] <= 40) == ("loss", True)
+    assert f"the attack loss finds {found['hits']} of 1,000 members" in verdict and "more than chance gives (p = " in verdict
+
+
+@pytest.mark.parametrize(("members", "non_members", "errors"), [(3, 4, 0), (4, 3, 1), (2, 5, 3), (5, 2, 1)])
+def test_chance_of_hits_counts_all_rankings(members: int, non_members: int, errors: int) -> None:
+    """Every set of ranks that the members may have; a guess makes them equally likely."""
+    found = []
+    for ranks in itertools.combinations(range(members + non_members), members):
+        others = sorted(set(range(members + non_members)) - set(ranks))
+        found.append(sum(rank < others[errors] for rank in ranks))
+    for hits in range(members + 1):
+        share = np.mean(np.array(found) >= hits)
+        assert audit.chance_of_hits(hits, members, non_members, errors) == pytest.approx(share, abs=1e-12)
+
+
+def test_chance_of_hits_without_errors_is_the_closed_form() -> None:
+    """C(n + m - k, m) / C(n + m, m): the first k points of n + m are all members."""
+    expected = math.comb(90 - 7, 50) / math.comb(90, 50)
+    assert audit.chance_of_hits(7, 40, 50, 0) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("bad", [[], [1.0, math.nan], [[1.0, 2.0]]])

@@ -1,12 +1,14 @@
 """Attack the saved outputs of a model and write a report. The command line is in `__main__`."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import hypergeom
 
 from common.attacks import NNOptions, Outputs, Scores
 from common.attacks.contract import shuffled_scores
@@ -19,13 +21,14 @@ from common.errors import UserError
 from common.files import make_folder, sha256, write_json, write_text
 from common.metrics.calibration import ece, nll
 from common.metrics.intervals import LEVEL, delong_interval
-from common.metrics.privacy import Ints, auc
+from common.metrics.privacy import Ints, allowed_errors, auc
 from common.pair import SIDES, Pair
 from common.report.figures import draw_phi, draw_roc
 from common.report.measure import report_of
 from common.seeds import derive_seed
 
 MIN_POINTS = 10  # of known points and of scored points, on each side: the NN attack needs them
+COINCIDENCES = 0.001  # the share of non-members that may have the answers of a member by chance
 MOST_EXPOSED = 20  # records in the report
 
 
@@ -72,7 +75,7 @@ def check_fractions(known_fraction: float, fpr: float) -> None:
 
 
 def check_sides(loaded: Pair[LoadedOutputs], files: Pair[Path]) -> None:
-    """Raise UserError if the sides differ in number type or classes, or hold the same points."""
+    """Raise UserError if the sides differ in number type or classes, or share points."""
     kinds = loaded.map(lambda side: f"`{side.array}` of {side.dtype}")
     if kinds.members != kinds.non_members:
         raise UserError(
@@ -85,8 +88,16 @@ def check_sides(loaded: Pair[LoadedOutputs], files: Pair[Path]) -> None:
             f"{files.members} has {members.classes} classes and {files.non_members} {non_members.classes}: both must be "
             "outputs of one model."
         )
-    if np.array_equal(members.logits, non_members.logits) and np.array_equal(members.labels, non_members.labels):
-        raise UserError(f"{files.members} and {files.non_members} hold the same points: pass non-members as --non-members.")
+    rows = [[row.tobytes() for row in np.column_stack([side.labels, side.logits])] for side in (members, non_members)]
+    seen = set(rows[0])
+    copies = [position for position, row in enumerate(rows[1]) if row in seen]
+    repeated = sum(count for side in rows for count in Counter(side).values() if count > 1)
+    # Answers that agree by chance, as those of few bits do, agree within a side at least as often as across.
+    if len(copies) > max(repeated, COINCIDENCES * len(non_members)):
+        raise UserError(
+            f"{len(copies)} of {len(non_members)} non-members in {files.non_members} have exactly the logits and the label of "
+            f"a member, such as row {copies[0]}, counted from 0: leave them out, since non-members are never used in training."
+        )
 
 
 def draw_pools(counts: Pair[int], known_fraction: float, seed: int) -> AuditPools:
@@ -152,6 +163,8 @@ def measure(scores: dict[str, Scores], null: dict[str, Scores], fpr: float) -> d
     - best: the name of the attack with the largest AUC
     - best_interval: the interval of that AUC at a level that holds for all attacks at once (Bonferroni), because the best
       attack is selected on the scored points
+    - best_at_fpr: the name of the attack with the largest TPR at `fpr`
+    - best_at_fpr_p: how likely chance alone gives some attack as large a TPR, at most (Bonferroni); 0..1
     - gap_floor: the AUC of the gap attack
     """
     attacks = {
@@ -160,7 +173,27 @@ def measure(scores: dict[str, Scores], null: dict[str, Scores], fpr: float) -> d
     best = max(attacks, key=lambda name: attacks[name]["auc"])
     scored = scores[best].scored
     interval = delong_interval(scored.members, scored.non_members, 1 - (1 - LEVEL) / len(attacks))
-    return {"attacks": attacks, "best": best, "best_interval": interval, "gap_floor": attacks["correctness"]["auc"]}
+    best_at_fpr = max(attacks, key=lambda name: attacks[name]["tpr_at_fpr"]["hits"])
+    found = attacks[best_at_fpr]["tpr_at_fpr"]
+    p = chance_of_hits(found["hits"], found["positives"], found["negatives"], allowed_errors(fpr, found["negatives"]))
+    return {
+        "attacks": attacks,
+        "best": best,
+        "best_interval": interval,
+        "best_at_fpr": best_at_fpr,
+        "best_at_fpr_p": min(1.0, len(attacks) * p),
+        "gap_floor": attacks["correctness"]["auc"],
+    }
+
+
+def chance_of_hits(hits: int, members: int, non_members: int, errors: int) -> float:
+    """How likely an attack that guesses finds at least `hits` of the `members`, while it accuses at most `errors` non-members.
+
+    The threshold is the lowest that accuses so few of the scored non-members, so it is selected on the scored points. A guess
+    ranks all points at random. It finds `hits` members or more if at most `errors` of the first `hits` + `errors` points of
+    this ranking are non-members; their number has a hypergeometric law. Ties only lower the count. `errors` < `non_members`.
+    """
+    return float(hypergeom.cdf(errors, members + non_members, non_members, hits + errors))
 
 
 def most_exposed(members: Outputs, scored: Ints, scores: Scores) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from common.attacks.shadow import population_warnings
+from common.metrics.intervals import LEVEL
 from common.metrics.privacy import pool_warnings
 from common.report.experiments import attack_columns
 from common.report.page_style import STYLE
@@ -69,6 +70,9 @@ the non-members are accused.</li>
 <li>Intervals cover the choice of points, not the training of another model. Those of the table are for each attack by itself.
 That of the best attack above is at level 1 - 0.05 / {{ row.attacks | length }}, because the best attack is selected on the
 scored points.</li>
+<li>The audit shows a leak if that interval lies above 0.5, or if some attack finds more members at {{ fpr }} FPR than a guess
+would in 1 of 40 audits. The count is exact for a threshold that is selected on the scored points, and is corrected for the
+choice of the attack. Without any leakage, at most about 5% of all audits show one.</li>
 <li>The gap floor is the AUC of calling every correctly classified point a member. No defense that keeps the predicted labels
 goes below it.</li>
 <li>An audit is a lower bound on leakage. A better attack may reach more.</li>
@@ -139,20 +143,32 @@ def summary(row: dict[str, Any]) -> list[str]:
     best, tpr = row["attacks"][row["best"]], row["attacks"][row["best"]]["tpr_at_fpr"]
     accuracy, scored = row["accuracy"], row["scored"]
     low, high = row["best_interval"]
+    rate = f"{100 * row['fpr']:g}%"
     sentences = [
         f"The best of {len(row['attacks'])} attacks, {row['best']}, tells members from non-members with AUC {best['auc']:.3f} "
         f"(95% interval, widened for the choice of the best, {low:.3f} to {high:.3f}; 0.5 is guessing).",
-        f"At {100 * row['fpr']:g}% FPR it finds {tpr['hits']:,} of {tpr['positives']:,} members ({percent(tpr['rate'])}; 95% "
+        f"At {rate} FPR {row['best']} finds {tpr['hits']:,} of {tpr['positives']:,} members ({percent(tpr['rate'])}; 95% "
         f"interval {percents(tpr['interval'])}) while it accuses {tpr['errors']:,} of {tpr['negatives']:,} non-members.",
         f"The gap floor is AUC {row['gap_floor']:.3f}: the model is right on {percent(accuracy['members'])} of "
         f"{scored['members']:,} members and {percent(accuracy['non_members'])} of {scored['non_members']:,} non-members, and "
         "that alone gives as much away.",
     ]
     if low <= 0.5:
-        sentences.insert(
-            1, "That is no more than chance gives: on so many points these attacks show no leakage, nor do they rule it out."
-        )
+        sentences.insert(1, _verdict_at_chance(row))
     return sentences
+
+
+def _verdict_at_chance(row: dict[str, Any]) -> str:
+    """What the audit shows where no AUC is above chance. Members that stand out may be too few to raise an AUC."""
+    found, p = row["attacks"][row["best_at_fpr"]]["tpr_at_fpr"], row["best_at_fpr_p"]
+    if p > (1 - LEVEL) / 2:  # the AUC's interval lies above 0.5 by chance as often, which makes 5% together
+        return "That is no more than chance gives: on so many points these attacks show no leakage, nor do they rule it out."
+    return (
+        f"That AUC is no more than chance gives, but the model leaks some members: at {100 * row['fpr']:g}% FPR the attack "
+        f"{row['best_at_fpr']} finds {found['hits']:,} of {found['positives']:,} members ({percent(found['rate'])}) while it "
+        f"accuses {found['errors']:,} of {found['negatives']:,} non-members, and that is more than chance gives "
+        f"(p = {p:.2g}, corrected for the choice of the attack)."
+    )
 
 
 def warnings(row: dict[str, Any]) -> list[str]:

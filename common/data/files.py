@@ -50,6 +50,8 @@ class ImageFiles:
         """
         square = (side, side) if side else None
         for name, pixels in zip(self.names, self._each(lambda content: pixels_of(content, square), "images"), strict=True):
+            if isinstance(pixels, UserError):
+                raise UserError(f"{self.root / name} {pixels}")
             if isinstance(pixels, Exception):
                 raise UserError(f"{self.root / name} cannot be read as an image: put the original there, or delete it.")
             if pixels.shape[1:] != size:
@@ -89,13 +91,19 @@ class ImageFiles:
 
 
 def pixels_of(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The pixels of an encoded image, uint8 [3, H, W], upright and in RGB.
+    """The pixels of an encoded image, uint8 [3, H, W], upright and in RGB. Grey values of 16 bits are scaled to 8.
 
     With a `size` (H, W), an image of another size is resized with its proportions (bilinear, with antialiasing), until it just
-    covers (H, W), and its middle is cut out. Raises an exception of Pillow for what is no image.
+    covers (H, W), and its middle is cut out. Raises UserError, without the file's name, for pixels of 32 bits, and an exception
+    of Pillow for what is no image.
     """
     with Image.open(io.BytesIO(content)) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
+        image = ImageOps.exif_transpose(file)
+    if image.mode in ("I", "F"):  # Pillow would clip these, and 16 bits, at 255
+        raise UserError("has pixels of 32 bits, in which white may be any number: give 8-bit images.")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    image = image.convert("RGB")
     if size is not None and image.size != size[::-1]:
         image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

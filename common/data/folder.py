@@ -11,11 +11,25 @@ from common.errors import UserError
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The files in a folder and in the folders inside it, in the order of their paths.
+
+    Raises UserError for a link to a folder: it is not followed, and its class would seem to be empty.
+    """
+    paths = sorted(folder.rglob("*"))
+    link = next((path for path in paths if path.is_symlink() and path.is_dir()), None)
+    if link:
+        raise UserError(
+            f"{link} is a link to a folder, which is not followed: put the folder itself there, or a folder of links to files."
+        )
+    return [path for path in paths if path.is_file()]
+
+
 def list_images(folder: Path) -> list[Path]:
-    """The image files in a folder and in the folders inside it, in the order of their paths. Raises UserError without any."""
+    """The image files of `files_in`. Raises UserError without any."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name one that holds image files.")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = [path for path in files_in(folder) if path.suffix.lower() in SUFFIXES]
     if not files:
         raise UserError(f"{folder} holds no image files ({', '.join(sorted(SUFFIXES))}).")
     return files
@@ -37,10 +51,12 @@ def class_names(folder: Path) -> list[str]:
 def read_image(path: Path, size: tuple[int, int] | None = None) -> torch.Tensor:
     """An image file as float32 [3, H, W] in [0, 1].
 
-    `size` is (H, W), see `pixels_of`. Raises UserError for a file that is damaged or no image.
+    `size` is (H, W), see `pixels_of`. Raises UserError for a file that is damaged or no image, or has pixels of 32 bits.
     """
     try:
         pixels = pixels_of(path.read_bytes(), size)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is damaged, or is no image.") from error
     return torch.from_numpy(pixels).float() / 255

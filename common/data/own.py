@@ -7,11 +7,13 @@ Beside the scripts of such a data set lies a file dataset.yaml, which says where
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 
 from common.data.files import ImageFiles
+from common.data.folder import files_in
 from common.data.sources import Dataset, Source, is_test_image, source_of_files
 from common.errors import UserError
 
@@ -32,20 +34,33 @@ class Description:
     size: list[int] = field(default_factory=lambda: [32, 32])  # [H, W] of the images, where they all have one size
 
 
+@dataclass(frozen=True)
+class Damaged:
+    """Stands in for a data set whose dataset.yaml is damaged, so that commands about other data sets go on.
+
+    Any use of it raises UserError with this sentence.
+    """
+
+    sentence: str
+
+    def __getattr__(self, name: str) -> Any:  # called for what a Damaged has not, such as `load`
+        raise UserError(self.sentence)
+
+
 def own_datasets(root: Path) -> dict[str, Dataset]:
-    """The data sets that have a dataset.yaml, by the name of its folder under `root`."""
+    """The data sets that have a dataset.yaml, by the name of its folder under `root`. One of a damaged file is `Damaged`."""
     return {path.parent.name: _read(path) for path in sorted(root.glob(f"*/{FILE}"))}
 
 
-def _read(path: Path) -> Dataset:
+def _read(path: Path) -> Any:
     try:
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Description), OmegaConf.load(path)))
         assert isinstance(found, Description)
         (r, g, b), (r_std, g_std, b_std), (height, width) = found.mean, found.std, found.size
     except Exception as error:  # of YAML, of OmegaConf, or of a list that is too short
-        raise UserError(
+        return Damaged(
             f"{path} is damaged ({type(error).__name__}): delete {path.parent} and run python -m common.new_dataset again."
-        ) from error
+        )
     load, size, root = partial(image_folder, classes=found.classes), (height, width), Path(found.images)
     return Dataset(load, len(found.classes), (r, g, b), (r_std, g_std, b_std), size, root)
 
@@ -81,7 +96,7 @@ def list_images(root: Path) -> dict[str, str]:
     if not root.is_dir():
         raise UserError(f"{root} is no folder: name the folder that has a folder of images for each class.")
     level = 1 if _has_test_set(root) else 0  # of the folders that are classes
-    paths = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    paths = [path.relative_to(root) for path in files_in(root)]
     visible = (path for path in paths if not any(part.startswith(".") for part in path.parts))
     return {path.as_posix(): path.parts[level] for path in visible if len(path.parts) > level + 1}
 
