@@ -80,19 +80,35 @@ def test_noise_helps_always_and_candidates_with_noise_in_scenario_1(defense: str
     assert max(abs(falls["3", t]) for t in (40, 80, 120, 160)) < 0.01
 
 
-@pytest.mark.parametrize(("defense", "fall", "gain"), [("undefended", 0.09, 0.02), ("hamp", 0.10, 0.04)])
-def test_little_noise_protects_little_and_averages_are_more_accurate(defense: str, fall: float, gain: float) -> None:
-    plain = by_name("synthetic", "small-clean-seed1")
-    little = by_name("synthetic", "small-clean-seed1-diffence.n=10-diffence.t=50")[defense, "3"]
-    without = best(plain[defense, None])
-    assert round(without.auc - best(little).auc, 2) == fall and best(little).above_floor > 0.2
-    assert without.auc - best(plain[defense, "3"]).auc > 0.2
+@pytest.mark.parametrize(
+    ("defense", "fall", "more"), [("undefended", 0.09, 0.20), ("hamp", 0.10, 0.24), ("relaxloss", 0.04, 0.10)]
+)
+def test_little_noise_protects_little(defense: str, fall: float, more: float) -> None:
+    rows = by_name("synthetic", "small-clean-seed1-diffence.n=10-diffence.t=50")
+    without, little = best(rows[defense, None]), best(rows[defense, "3"])
+    assert round(without.auc - little.auc, 2) == fall and little.above_floor > 0.09
+    assert round(without.auc - best(by_name("synthetic", "small-clean-seed1")[defense, "3"]).auc, 2) == more
 
-    stronger = by_name("synthetic", "small-clean-seed1-ddpm.name=stronger-ddpm.reference=true-ddpm.steps=1000")
-    average = stronger[defense, "average"]
+
+@pytest.mark.parametrize(("defense", "gain"), [("undefended", 0.02), ("hamp", 0.04), ("relaxloss", 0.02), ("advreg", 0.02)])
+def test_averages_of_a_stronger_diffusion_model_are_more_accurate(defense: str, gain: float) -> None:
+    plain = by_name("synthetic", "small-clean-seed1")
+    average = by_name("synthetic", "small-clean-seed1-ddpm.name=stronger-ddpm.reference=true-ddpm.steps=1000")[
+        defense, "average"
+    ]
     assert round(average["accuracy"]["non_members"] - plain[defense, None]["accuracy"]["non_members"], 2) == gain
-    assert best(average).auc == pytest.approx(best(plain[defense, "3"]).auc, abs=0.02)
-    assert 0.08 < average["diffence"]["labels_changed"]["non_members"] / average["scored"]["non_members"] < 0.13
+    assert best(average).auc == pytest.approx(best(plain[defense, "3"]).auc, abs=0.031)
+    changed = average["diffence"]["labels_changed"]["non_members"] / average["scored"]["non_members"]
+    assert changed == pytest.approx(0.1, abs=0.025)
+
+
+def test_seed_1_changes_what_relaxloss_and_advreg_seem_to_do() -> None:
+    falls = {}
+    for seed, defense in product((0, 1), ("relaxloss", "advreg")):
+        rows = by_name("synthetic", f"small-clean-seed{seed}")
+        falls[defense, seed] = round(rows["undefended", None]["best"]["auc"] - rows[defense, None]["best"]["auc"], 2)
+    assert falls == {("relaxloss", 0): 0.05, ("relaxloss", 1): 0.16, ("advreg", 0): -0.02, ("advreg", 1): 0.09}
+    assert by_name("synthetic", "small-clean-seed1")["advreg", None]["accuracy"]["non_members"] < 0.5
 
 
 def test_advreg_in_the_papers_setting_protects_but_learns_little() -> None:
