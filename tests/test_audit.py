@@ -93,7 +93,7 @@ def test_shadow_models_bring_lira_and_rmia(tmp_path: Path) -> None:
         assert row["attacks"][f"rmia-{mode}"]["auc"] > 0.65
         for name in ("lira", "rmia"):
             assert row["attacks"][f"{name}-{mode}"]["null_auc"] == pytest.approx(0.5, abs=0.05)
-    assert row["shadows"] == {"models": 64, "left_out": []}
+    assert row["shadows"] == {"models": 64, "median_in_models": 32, "left_out": []}
 
 
 def test_without_in_models_only_offline_attacks_run(tmp_path: Path) -> None:
@@ -108,6 +108,20 @@ def test_without_in_models_only_offline_attacks_run(tmp_path: Path) -> None:
     assert any(warning.startswith("Left out: lira-online, rmia-online.") for warning in row["warnings"])
     assert any("50 known non-members, fewer than 1 / FPR" in warning for warning in row["warnings"])
     assert any("too few" in warning for warning in row["warnings"])  # 50 non-members and 0.1% FPR
+
+
+def test_few_in_models_are_warned_of(tmp_path: Path) -> None:
+    """One IN model of each point, and two of one."""
+    files = save_planted(tmp_path, 1.0, 100, shadows=8)
+    words = "fewer than two shadow models that were trained on them"
+    assert not any(words in warning for warning in run(files, tmp_path / "out")["warnings"])
+    with np.load(files["shadows"]) as made:
+        keep = np.arange(200) % 8 == np.arange(8)[:, None]
+        keep[:2, 0] = True
+        np.savez(files["shadows"], logits=made["logits"], keep=keep)
+    row = run(files, tmp_path / "out")
+    assert row["shadows"] == {"models": 8, "median_in_models": 1, "left_out": []}
+    assert any(words in warning for warning in row["warnings"])
 
 
 RMIA = {"rmia-offline", "rmia-online"}

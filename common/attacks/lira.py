@@ -47,8 +47,10 @@ def lira(
     code's) is minus the log density under OUT, which is large for an unusually low phi too.
 
     variance: "example" estimates a spread for each view of each point. "global" estimates one spread of IN and one of OUT over
-    all points, after subtracting the centre of each point. (The published code pools phi without centring, and uses the spread
-    of IN for OUT as well.) "auto" is "example" if every point has at least 64 models of each kind used, else "global".
+    all points with two models or more, after subtracting the centre of each point. (The published code pools phi without
+    centring, and uses the spread of IN for OUT as well.) Deviations from the centre of few models are too small. So where
+    points have fewer IN than OUT models, the spread of IN is enlarged by the degrees of freedom. "auto" is "example" if every
+    point has at least 64 models of each kind used, else "global".
 
     Raises UserError for other shapes or names, for NaN or infinite phi, and for points that lack IN or OUT models: each kind
     used needs one model of every point, "example" two, and "global" two of some point.
@@ -63,7 +65,10 @@ def lira(
         raise UserError("variance 'example' needs 2 IN and 2 OUT models (offline: 2 OUT) for every point: use 'global'.")
     gaussians = {kind: _gaussian(shadow, mask, variance) for kind, mask in masks.items()}
     if online:
-        ratio = norm.logpdf(target, *gaussians["IN"]) - norm.logpdf(target, *gaussians["OUT"])
+        centre, sd = gaussians["IN"]
+        if variance == "global":
+            sd = sd * np.sqrt(_freedom(masks["OUT"]) / _freedom(masks["IN"]))
+        ratio = norm.logpdf(target, centre, sd) - norm.logpdf(target, *gaussians["OUT"])
         return np.asarray(ratio.mean(axis=0))
     if tail == "reference":
         return np.asarray(-norm.logpdf(target, *gaussians["OUT"]).mean(axis=0))
@@ -109,4 +114,16 @@ def _gaussian(shadow: Floats, mask: Bools, variance: str) -> tuple[Floats, Float
         return centre, np.nanstd(values, axis=0) + SMALLEST_SD
     if mask.sum(axis=0).max() < 2:
         raise UserError("a spread needs two IN and two OUT models (offline: two OUT) of some point: use 4 or more models.")
-    return centre, np.nanstd(values - centre) + SMALLEST_SD
+    several = mask.sum(axis=0) > 1  # a single model lies at the centre and says nothing about the spread
+    return centre, np.asarray(np.nanstd(np.where(several, values - centre, np.nan))) + SMALLEST_SD
+
+
+def _freedom(mask: Bools) -> float:
+    """The degrees of freedom of the pooled spread for each model in it, 1/2..1: k models of a point have k - 1 around a centre.
+
+    Multiplying both spreads of online LiRA by one factor keeps the order of its scores, because their log ratio is the same for
+    all points. Only the quotient of IN and OUT matters. It is 1 where each point is in the training set of half of the models.
+    """
+    models = mask.sum(axis=0)
+    several = models[models > 1]
+    return float((several - 1).sum() / several.sum())

@@ -147,7 +147,7 @@ def row_facts(
         "known": pools.known.map(len).as_dict(),
         "scored": pools.scored.map(len).as_dict(),
         "saturated": saturated,
-        "shadows": {"models": len(shadows.keep), "left_out": shadows.impossible_attacks} if shadows else None,
+        "shadows": shadows.facts if shadows else None,
         "accuracy": scored.map(lambda side: float((side.logits.argmax(1) == side.labels).mean())).as_dict(),
         "ece": ece(scored.non_members.probabilities, scored.non_members.labels),
         "nll": nll(scored.non_members.logits, scored.non_members.labels),

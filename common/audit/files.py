@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,9 +55,13 @@ class Shadows:
     saturated: int  # see `count_saturated`
 
     @property
-    def impossible_attacks(self) -> list[str]:
-        """The attacks for which these shadow models are not enough."""
-        return sorted(set(SHADOW_ATTACKS) - set(possible_attacks(self.keep)))
+    def facts(self) -> dict[str, Any]:
+        """For the row: the number of models, the median number of those trained on a point, and attacks that need more."""
+        return {
+            "models": len(self.keep),
+            "median_in_models": float(np.median(self.keep.sum(axis=0))),
+            "left_out": sorted(set(SHADOW_ATTACKS) - set(possible_attacks(self.keep))),
+        }
 
 
 def load_outputs(path: Path) -> LoadedOutputs:

@@ -184,6 +184,11 @@ def warnings(row: dict[str, Any]) -> list[str]:
             f"Left out: {', '.join(row['shadows']['left_out'])}. Online attacks need for every point a shadow model that was "
             "trained on it, and LiRA two models of a point that were, or were not, trained on it."
         )
+    if "lira-online" in row["attacks"] and row["shadows"]["median_in_models"] < 2:
+        sentences.append(
+            "Most points have fewer than two shadow models that were trained on them, so online LiRA may find less than it "
+            "could: train each shadow model on half of the points."
+        )
     return sentences + population_warnings(row["attacks"], row["known"]["non_members"], row["fpr"])
 
 
