@@ -157,8 +157,8 @@ CLAIMS = (
         "is at most ten points below. The setting is alpha 6, and 26 steps of AdvReg's attacker for 2 of the classifier.",
         advreg_protects,
         "bash all-train-all.sh --datasets cifar10 --defenses undefended advreg",
-        remark="The condition on accuracy was added when the accuracy was seen to fall in this training. Without it, the test would "
-        "be met. In the settings of the profiles small and narrow AdvReg does not protect (docs/findings.md).",
+        remark="The condition on accuracy was added when the accuracy was seen to fall in this training. Without it, the test "
+        "would be met. In the settings of the profiles small and narrow AdvReg does not protect (docs/findings.md).",
     ),
     Claim(
         "Of the defenses that keep accuracy, SELENA under Diffence leaks least",
