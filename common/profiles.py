@@ -32,12 +32,17 @@ def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     return config.as_dict()
 
 
+def is_path(profile: str) -> bool:
+    """Whether a profile is the path of a YAML file, and not a name in the `configs/` folder of a data set."""
+    return profile.endswith((".yaml", ".yml"))
+
+
 def profile_path(folder: Path, profile: str) -> Path:
-    """The YAML file of a profile: `folder`/configs/<profile>.yaml, or `profile` itself if it ends in .yaml or .yml.
+    """The YAML file of a profile: `folder`/configs/<profile>.yaml, or `profile` itself if it is a path.
 
     Raises UserError if there is no such file.
     """
-    if profile.endswith((".yaml", ".yml")):
+    if is_path(profile):
         path = Path(profile)
         require(path.is_file(), f"there is no configuration file {path}.")
         return path

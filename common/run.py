@@ -30,7 +30,7 @@ import torch
 from common.cli import DEFAULT_PROFILE
 from common.config import Config
 from common.errors import UserError
-from common.profiles import load_config
+from common.profiles import is_path, load_config
 from common.seeds import derive_seed
 
 SCHEMA = 2  # the version of a row's keys; rows of schema 1 lack `schema` and `versions`, and some lack `kind`
@@ -56,7 +56,7 @@ class Run:
     @property
     def profile_name(self) -> str:
         """`small`, for the profile small and for the profile /some/where/small.yaml."""
-        return Path(self.profile).stem if self.profile.endswith((".yaml", ".yml")) else self.profile
+        return Path(self.profile).stem if is_path(self.profile) else self.profile
 
     @property
     def partition_dir(self) -> Path:

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.cli import ROOT
 from common.errors import UserError
@@ -98,7 +98,7 @@ class Processes:
     def __init__(self) -> None:
         self.running: set[subprocess.Popen[bytes]] = set()
         self.stopped = False
-        self.handlers: dict[signal.Signals, Any] = {}  # those before
+        self.caught: list[signal.Signals] = []
 
     def add(self, process: subprocess.Popen[bytes]) -> None:
         self.running.add(process)
@@ -108,15 +108,16 @@ class Processes:
     def __enter__(self) -> Processes:
         for name in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(name) is signal.SIG_DFL:  # `nohup` ignores SIGHUP
-                self.handlers[name] = signal.signal(name, signal.default_int_handler)
+                signal.signal(name, signal.default_int_handler)
+                self.caught.append(name)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for name, handler in self.handlers.items():
-            signal.signal(name, handler)
         self.stopped = kind is not None
         for process in [*self.running] if self.stopped else []:
             process.terminate()
+        for name in self.caught:
+            signal.signal(name, signal.SIG_DFL)
 
 
 def _run_job(job: Job, deadline: float, environment: dict[str, str], processes: Processes) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, Call, refusal, run_script
+from planted import CLASSES, logits_of, save_planted
 from scipy.special import softmax
 from scipy.stats import norm
 
@@ -19,39 +20,13 @@ from common.attacks import ATTACKS, METRIC_ATTACKS, NNOptions, Outputs, suite
 from common.attacks.shadow import SHADOW_ATTACKS
 from common.audit import audit
 from common.audit.__main__ import main as audit_main
-from common.audit.files import LoadedOutputs
 from common.errors import UserError
 from common.pair import Pair
-
-CLASSES = 5
 
 
 @pytest.fixture(autouse=True)
 def quick_nn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "NNOptions", partial(NNOptions, nn_epochs=2))
-
-
-def logits_of(phi: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Logits whose phi of the label is `phi`: z_y - logsumexp of the others, which are all 0."""
-    logits = np.zeros((*phi.shape, CLASSES))
-    np.put_along_axis(logits, np.broadcast_to(labels, phi.shape)[..., None], phi[..., None] + math.log(CLASSES - 1), -1)
-    return logits
-
-
-def save_planted(folder: Path, shift: float, points: int, shadows: int = 0, seed: int = 0) -> dict[str, Path]:
-    """Members' phi ~ N(shift, 1) and non-members' N(0, 1); the shadow models' likewise, each point IN half of them."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, CLASSES, 2 * points)
-    member = np.arange(2 * points) < points
-    target = logits_of(rng.normal(size=2 * points) + shift * member, labels)
-    files = {name: folder / f"{name}.npz" for name in ("members", "non_members")}
-    np.savez(files["members"], logits=target[:points], labels=labels[:points])
-    np.savez(files["non_members"], logits=target[points:], labels=labels[points:])
-    if shadows:
-        keep = rng.random((shadows, 2 * points)).argsort(axis=0) < shadows // 2
-        files["shadows"] = folder / "shadows.npz"
-        np.savez(files["shadows"], logits=logits_of(rng.normal(size=keep.shape) + shift * keep, labels), keep=keep)
-    return files
 
 
 def run(files: dict[str, Path], out: Path, known_fraction: float = 0.5, seed: int = 0) -> dict[str, Any]:
@@ -264,45 +239,6 @@ def test_a_refusal_is_one_sentence_with_exit_code_2(tmp_path: Path, call: Call, 
     assert "cannot be a folder for results" in words
 
 
-def test_sides_that_were_saved_otherwise_are_refused(tmp_path: Path) -> None:
-    files = save_planted(tmp_path, 1.0, 30)
-    with np.load(files["members"]) as made:
-        logits, labels = made["logits"], made["labels"]
-    for other in ({"logits": logits.astype(np.float32)}, {"probabilities": softmax(logits, axis=1)}):
-        np.savez(files["members"], **other, labels=labels)
-        with pytest.raises(UserError, match="save both alike"):
-            run(files, tmp_path / "out")
-
-
-def side(logits: np.ndarray, labels: np.ndarray) -> LoadedOutputs:
-    return LoadedOutputs(Outputs(logits, labels), "logits", str(logits.dtype), 0)
-
-
-PATHS = Pair(Path("m.npz"), Path("n.npz"))
-
-
-def test_members_among_the_non_members_are_refused(tmp_path: Path) -> None:
-    files = save_planted(tmp_path, 1.0, 40)
-    with np.load(files["members"]) as one, np.load(files["non_members"]) as other:
-        logits, labels = (np.concatenate([other[name][:20], one[name][7:27]]) for name in ("logits", "labels"))
-    np.savez(files["non_members"], logits=logits, labels=labels)
-    words = r"20 of 40 non-members in .*non_members\.npz have exactly the logits and the label of a member, such as row 20"
-    with pytest.raises(UserError, match=words):
-        run(files, tmp_path / "out")
-
-
-def test_answers_that_agree_by_chance_are_no_copies() -> None:
-    """Constant answers, one-hot answers, and answers in few bits: equal rows are then as frequent within a side as across."""
-    rng = np.random.default_rng(0)
-    labels = Pair(rng.integers(0, 5, 50), rng.integers(0, 5, 50))
-    audit.check_sides(labels.map(lambda y: side(np.zeros((50, 5)), y)), PATHS)
-    audit.check_sides(labels.map(lambda y: side(np.eye(5)[(y + 1) % 5], y)), PATHS)
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        coarse = [side(rng.normal(size=(2000, 2)).round(1), rng.integers(0, 2, 2000)) for _ in range(2)]
-        audit.check_sides(Pair(*coarse), PATHS)
-
-
 def test_the_audited_model_among_its_shadow_models_is_refused(tmp_path: Path) -> None:
     """LiRA's authors keep it there; counted among the shadow models it seems to leak where nothing does."""
     files = save_planted(tmp_path, 0.0, 100, shadows=8)
@@ -325,10 +261,3 @@ def test_labels_alone_may_agree_with_a_shadow_model(tmp_path: Path) -> None:
     both = np.concatenate([logits, logits[::-1]])
     np.savez(files["shadows"], logits=np.stack([both] * 4), keep=np.arange(4)[:, None] % 2 == np.arange(320) % 2)
     assert run(files, tmp_path / "out")["shadows"]["models"] == 4
-
-
-def test_other_class_counts_are_refused(tmp_path: Path) -> None:
-    files = save_planted(tmp_path, 1.0, 30)
-    np.savez(files["non_members"], logits=np.random.default_rng(0).normal(size=(30, 4)), labels=np.arange(30) % 4)
-    with pytest.raises(UserError, match=r"5 classes and .* 4"):
-        run(files, tmp_path / "out")

@@ -18,7 +18,7 @@ from common.experiments.forecast import Forecast, Training, of_candidates, of_dd
 from common.experiments.shadow_models import shadow_run
 from common.experiments.variants import SHADOWS, VARIANTS, run_of, worst_case
 from common.files import differences, read_json
-from common.profiles import with_defaults
+from common.profiles import is_path, with_defaults
 from common.report.rows import result_file
 from common.run import Run
 from common.training.loop import checkpoint_facts
@@ -87,8 +87,7 @@ class Plan:
                 return job.name
         kind, run, what = what.split()[0], self.run, f"{self.variant} {what}".strip()
         interpreter, script, *arguments = command.split()
-        is_path = run.profile.endswith((".yaml", ".yml"))
-        profile = str(Path(run.profile).resolve()) if is_path else run.profile  # jobs run in ROOT
+        profile = str(Path(run.profile).resolve()) if is_path(run.profile) else run.profile  # jobs run in ROOT
         words = [interpreter, f"{run.dataset}/{script}", *arguments, "--profile", profile]
         words += [word for override in run.overrides for word in ("--set", override)]
         if script != "data_partition.py":  # which depends on neither
